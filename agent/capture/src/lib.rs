@@ -1,0 +1,1 @@
+//! Loads the kernel programs, enrolls and releases pods.

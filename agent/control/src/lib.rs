@@ -1,0 +1,1 @@
+//! Sources of configuration and their translation to the model.

@@ -1,0 +1,1 @@
+//! Keys, certificates, the CA and the rustls configurations.

@@ -1,0 +1,1 @@
+//! Endpoint choice: preference by place, then power of two choices by open connections.

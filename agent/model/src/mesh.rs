@@ -1,0 +1,1 @@
+//! The snapshot of the mesh: every lookup is a hash lookup, whatever the mesh's size.

@@ -1,0 +1,113 @@
+//! A service: a name and virtual addresses in front of workloads.
+use std::{net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::identity::Identity;
+
+/// One port of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePort {
+    /// Port that clients ask for.
+    pub port: u16,
+    /// Port of the endpoints, unless an endpoint has one of its own; `None` is a named port.
+    pub target_port: Option<u16>,
+    /// Name of the port; may be empty.
+    pub name: Arc<str>,
+}
+
+/// A part of an endpoint's place that a preference compares, in the order that Istio lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Scope {
+    /// Same network.
+    Network,
+    /// Same region.
+    Region,
+    /// Same zone.
+    Zone,
+    /// Same subzone.
+    Subzone,
+    /// Same node.
+    Node,
+    /// Same cluster.
+    Cluster,
+}
+
+/// How endpoints are preferred by place (`istio.workload.LoadBalancing`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(tag = "mode", content = "scopes", rename_all = "UPPERCASE")]
+pub enum Preference {
+    /// All endpoints are equal.
+    #[default]
+    None,
+    /// Only endpoints that match every scope.
+    Strict(Vec<Scope>),
+    /// The endpoints that match most scopes from the front; others when there are none.
+    Failover(Vec<Scope>),
+    /// No endpoints: connect to the address that was asked for.
+    Passthrough,
+}
+
+/// Which endpoints may be chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum HealthPolicy {
+    /// Only ready ones.
+    #[default]
+    OnlyHealthy,
+    /// Unready ones too (`publishNotReadyAddresses`).
+    AllowAll,
+}
+
+/// A workload's part in a service: its uid, and the port map where it differs from the service's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceEndpoint {
+    /// [`crate::Workload::uid`].
+    pub workload: Arc<str>,
+    /// Service port to the workload's port; a service port that is missing here falls back to
+    /// [`ServicePort::target_port`].
+    pub ports: Vec<(u16, u16)>,
+}
+
+/// A Service or ServiceEntry (`istio.workload.Service`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Service {
+    /// Name of the object.
+    pub name: Arc<str>,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Fully qualified name, for example `web.shop.svc.cluster.local`.
+    pub hostname: Arc<str>,
+    /// The network that the virtual addresses belong to.
+    pub network: Arc<str>,
+    /// Virtual addresses; a wider prefix is a CIDR of a ServiceEntry.
+    pub addresses: Vec<IpNet>,
+    /// Ports.
+    pub ports: Vec<ServicePort>,
+    /// Endpoint preference by place.
+    pub preference: Preference,
+    /// Whether unready endpoints serve.
+    pub health_policy: HealthPolicy,
+    /// Identities that endpoints may have beside their own (`subjectAltNames`).
+    pub subject_alt_names: Vec<Identity>,
+    /// Whether a Kubernetes Service (true) or the oldest public ServiceEntry.
+    pub canonical: bool,
+    /// Its endpoints.
+    pub endpoints: Vec<ServiceEndpoint>,
+}
+
+impl Service {
+    /// Key under which xDS and policies know it: `<namespace>/<hostname>`.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.hostname)
+    }
+
+    /// Whether `address` is one of the virtual addresses.
+    pub fn serves(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|net| net.contains(&address))
+    }
+}

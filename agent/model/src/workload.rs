@@ -1,0 +1,80 @@
+//! A workload: something with addresses that runs under one identity.
+use std::{net::IpAddr, sync::Arc};
+
+use serde::Serialize;
+
+use crate::{identity::Identity, locality::Locality};
+
+/// What a workload accepts on port 15008.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Tunnel {
+    /// Not in the mesh: reached by plain TCP.
+    #[default]
+    None,
+    /// In the mesh: reached by HBONE.
+    Hbone,
+}
+
+/// Whether a workload may be chosen as a service's endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum Health {
+    /// Ready and not being deleted.
+    #[default]
+    Healthy,
+    /// Not ready, or being deleted.
+    Unhealthy,
+}
+
+/// The kind of controller that a workload's name stands for; selects the baggage key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkloadKind {
+    /// A Deployment or whatever behaves like one.
+    Deployment,
+    /// A CronJob.
+    CronJob,
+    /// A bare pod.
+    #[default]
+    Pod,
+    /// A Job.
+    Job,
+}
+
+/// A pod, a WorkloadEntry or an endpoint outside the cluster (`istio.workload.Workload`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Workload {
+    /// Unique id, Istio's form: `<cluster>//Pod/<namespace>/<name>`.
+    pub uid: Arc<str>,
+    /// Name of the pod or entry.
+    pub name: Arc<str>,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The network that the addresses belong to; empty is the default network.
+    pub network: Arc<str>,
+    /// Whether it is reached by HBONE.
+    pub tunnel: Tunnel,
+    /// Trust domain, namespace and service account.
+    pub identity: Identity,
+    /// The node it runs on; empty when unknown.
+    pub node: Arc<str>,
+    /// `service.istio.io/canonical-name`, or `app`, or the workload's name.
+    pub canonical_name: Arc<str>,
+    /// `service.istio.io/canonical-revision`, or `version`, or `latest`.
+    pub canonical_revision: Arc<str>,
+    /// Name of the controller, for metrics and logs.
+    pub workload_name: Arc<str>,
+    /// Kind of the controller.
+    pub workload_kind: WorkloadKind,
+    /// Region, zone, subzone.
+    pub locality: Locality,
+    /// Whether it may be chosen as an endpoint.
+    pub health: Health,
+    /// The cluster it belongs to, `Kubernetes` by default.
+    pub cluster: Arc<str>,
+    /// Names (`<namespace>/<name>`) of the selector-scoped policies that apply to it.
+    pub policies: Vec<Arc<str>>,
+}

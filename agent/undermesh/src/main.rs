@@ -1,0 +1,3 @@
+//! The undermesh binary.
+
+fn main() {}

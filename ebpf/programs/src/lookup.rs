@@ -1,0 +1,52 @@
+//! `sk_lookup`: hands plain inbound connections to the agent's listener, destination intact.
+//!
+//! What arrives over `lo` is the pod's own traffic, or the agent's connection to the application.
+//! Port 15008 has a listener of the agent of its own. Everything else belongs to the plaintext
+//! listener; when the agent is away its slot is empty and the connection is refused.
+use aya_ebpf::{
+    bindings::sk_action,
+    btf_maps::{PerCpuArray, SockMap},
+    macros::{btf_map, sk_lookup},
+    programs::SkLookupContext,
+};
+use undermesh_abi::{COUNTERS, Counter, INBOUND_HBONE_PORT, LISTENER_IPV4, LISTENER_IPV6};
+
+const LOOPBACK_INDEX: u32 = 1;
+const AF_INET: u32 = 2;
+const IPPROTO_TCP: u32 = 6;
+
+/// The plaintext listeners of this pod.
+#[btf_map]
+pub static LISTENERS: SockMap<2> = SockMap::new();
+
+/// One slot for each counter.
+#[btf_map]
+pub static COUNTS: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
+
+// Not named `sk_lookup`: the linker would see the symbol twice, as function and as section.
+#[sk_lookup]
+pub fn assign_plaintext(ctx: SkLookupContext) -> u32 {
+    // SAFETY: the kernel passes a valid context for the duration of the call.
+    let lookup = unsafe { &*ctx.lookup };
+    if lookup.ingress_ifindex == LOOPBACK_INDEX
+        || lookup.protocol != IPPROTO_TCP
+        || lookup.local_port == u32::from(INBOUND_HBONE_PORT)
+    {
+        return sk_action::SK_PASS;
+    }
+    let slot = if lookup.family == AF_INET { LISTENER_IPV4 } else { LISTENER_IPV6 };
+    if LISTENERS.redirect_sk_lookup(&ctx, slot, 0).is_ok() {
+        count(Counter::InboundAssigned);
+        return sk_action::SK_PASS;
+    }
+    count(Counter::InboundRefused);
+    sk_action::SK_DROP
+}
+
+#[inline(always)]
+fn count(counter: Counter) {
+    if let Some(slot) = COUNTS.get_ptr_mut(counter as u32) {
+        // SAFETY: the slot belongs to this CPU and this program is not preempted in it.
+        unsafe { *slot += 1 };
+    }
+}

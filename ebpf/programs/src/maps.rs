@@ -1,0 +1,35 @@
+//! The maps of the node-wide object, pinned so that capture outlives the agent.
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
+    macros::btf_map,
+};
+use undermesh_abi::{COUNTERS, Counter, Destination, FlowKey, MAX_PENDING, MAX_PODS, Pod, Settings};
+
+/// Enrolled pods by network-namespace cookie.
+#[btf_map]
+pub static PODS: HashMap<u64, Pod, { MAX_PODS as usize }> = HashMap::new();
+
+/// Captured connections that the agent has not accepted yet.
+#[btf_map]
+pub static PENDING: LruHashMap<FlowKey, Destination, { MAX_PENDING as usize }> = LruHashMap::new();
+
+/// The destination that the owner of a socket asked for; lives and dies with the socket.
+#[btf_map]
+pub static ORIGINAL: SkStorage<Destination> = SkStorage::new();
+
+/// One [`Settings`].
+#[btf_map]
+pub static SETTINGS: Array<Settings, 1> = Array::new();
+
+/// One slot for each [`Counter`].
+#[btf_map]
+pub static COUNTS: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(slot) = COUNTS.get_ptr_mut(counter as u32) {
+        // SAFETY: the slot belongs to this CPU and programs of these types are not preempted in it.
+        unsafe { *slot += 1 };
+    }
+}

@@ -1,0 +1,1 @@
+//! Scenarios on a testbed of network namespaces.
