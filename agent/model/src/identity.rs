@@ -12,7 +12,9 @@ pub const MAX_ID_BYTES: usize = 2048;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
     /// The text is not of the five-segment form.
-    #[error("'{0}' is not an identity; write spiffe://<trust domain>/ns/<namespace>/sa/<service account>")]
+    #[error(
+        "'{0}' is not an identity; write spiffe://<trust domain>/ns/<namespace>/sa/<service account>"
+    )]
     Form(String),
     /// A segment holds a character that names cannot hold, or is empty.
     #[error("'{0}' is not a valid {1}; use letters, digits, '-', '_' and '.'")]
@@ -44,6 +46,13 @@ impl FromStr for TrustDomain {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         segment(text, "trust domain").map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for TrustDomain {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -80,11 +89,23 @@ impl Identity {
             service_account: segment(service_account, "service account")?,
         })
     }
+
+    /// The SPIFFE id without `spiffe://`: what Istio's policies call a principal.
+    pub fn principal(&self) -> String {
+        format!(
+            "{}/ns/{}/sa/{}",
+            self.trust_domain, self.namespace, self.service_account
+        )
+    }
 }
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        write!(
+            f,
+            "spiffe://{}/ns/{}/sa/{}",
+            self.trust_domain, self.namespace, self.service_account
+        )
     }
 }
 
@@ -132,7 +153,43 @@ fn segment(text: &str, what: &'static str) -> Result<Arc<str>, IdentityError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(
+            trust_domain in "[a-z0-9][a-z0-9.-]{0,20}",
+            namespace in "[a-z0-9][a-z0-9-]{0,20}",
+            account in "[a-z0-9][a-z0-9._-]{0,20}",
+        ) {
+            let identity = Identity::new(trust_domain.parse().unwrap(), &namespace, &account).unwrap();
+            prop_assert_eq!(identity.to_string().parse::<Identity>(), Ok(identity.clone()));
+            prop_assert_eq!(format!("spiffe://{}", identity.principal()), identity.to_string());
+        }
+
+        #[test]
+        fn any_text_is_refused_or_read_exactly(
+            text in "(spiffe://)?[a-z./%\\PC]{0,40}(/ns/)?.{0,20}(/sa/)?.{0,20}"
+        ) {
+            if let Ok(identity) = text.parse::<Identity>() {
+                prop_assert_eq!(identity.to_string(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_a_text_longer_than_an_id_may_be() {
+        let text = format!(
+            "spiffe://cluster.local/ns/shop/sa/{}",
+            "a".repeat(MAX_ID_BYTES)
+        );
+        assert_eq!(
+            text.parse::<Identity>(),
+            Err(IdentityError::Length(text.len()))
+        );
+    }
 
     #[test]
     fn reads_and_writes_istio_identities() {

@@ -4,19 +4,29 @@
 //! snapshot; a writer builds the next one and swaps it in, readers never lock.
 #![forbid(unsafe_code)]
 
+mod address;
+pub mod baggage;
 pub mod balance;
+mod endpoints;
+mod evaluation;
+#[cfg(test)]
+mod fixture;
 pub mod identity;
 pub mod locality;
 pub mod mesh;
+mod network;
 pub mod policy;
 pub mod route;
+mod rulebook;
 pub mod service;
 pub mod workload;
 
+pub use baggage::Baggage;
+pub use balance::{Load, OpenConnection};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use locality::Locality;
 pub use mesh::{Mesh, MeshBuilder, SharedMesh};
-pub use policy::{Decision, Policy, Request};
-pub use route::{Destination, Refusal, Route};
+pub use policy::{Decision, Policy, Request, Verdict};
+pub use route::{Destination, MESH_PORTS, Refusal, Route};
 pub use service::{Service, ServicePort};
 pub use workload::{Tunnel, Workload};

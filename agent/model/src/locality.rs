@@ -1,10 +1,13 @@
 //! Where a workload runs, for endpoint preference.
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-/// Region, zone and subzone; an empty part is unknown and matches nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+/// Region, zone and subzone.
+///
+/// An empty part is unknown. Two unknown parts compare as equal, as in Istio: most clusters have no
+/// subzones, and a preference that goes on to the node must not stop there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub struct Locality {
     /// For example `eu-west`.
     pub region: Arc<str>,

@@ -2,12 +2,12 @@
 use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::identity::Identity;
 
 /// Which workloads a policy governs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Scope {
     /// Every workload of the mesh.
@@ -19,7 +19,7 @@ pub enum Scope {
 }
 
 /// What a match does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Action {
     /// Lets the connection through, unless a DENY policy matches.
@@ -29,7 +29,7 @@ pub enum Action {
 }
 
 /// Whether a policy is enforced or only reported.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Enforcement {
     /// Decides.
@@ -40,7 +40,7 @@ pub enum Enforcement {
 }
 
 /// A comparison with a text.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StringMatch {
     /// The same text.
@@ -54,7 +54,7 @@ pub enum StringMatch {
 }
 
 /// A namespace and a service account in it, whatever the trust domain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceAccountMatch {
     /// Namespace of the account.
@@ -64,7 +64,7 @@ pub struct ServiceAccountMatch {
 }
 
 /// Families joined by AND; a family that is not set is true; a match with none set is never true.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Match {
     /// Namespace of the peer's identity; empty without one.
@@ -94,21 +94,21 @@ pub struct Match {
 }
 
 /// Matches joined by OR; without matches it is true.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Clause {
     /// The alternatives.
     pub matches: Vec<Match>,
 }
 
 /// Clauses joined by AND; without clauses it is true.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Rule {
     /// The conditions.
     pub clauses: Vec<Clause>,
 }
 
 /// One authorization policy (`istio.security.Authorization`); rules are joined by OR, none never matches.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Policy {
     /// Name of the object.
@@ -125,6 +125,13 @@ pub struct Policy {
     pub rules: Vec<Rule>,
 }
 
+impl Policy {
+    /// Key under which workloads, xDS and logs know it: `<namespace>/<name>`.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
 /// What a policy is asked about: one new inbound connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
@@ -139,7 +146,7 @@ pub struct Request<'a> {
 }
 
 /// The answer, with the policy that gave it (`<namespace>/<name>`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Decision {
     /// Let through; by an ALLOW policy, or because there is none.
@@ -154,4 +161,39 @@ pub enum Decision {
     },
     /// There are ALLOW policies and none matched.
     NotAllowed,
+    /// The workload names a policy that the mesh does not hold, so what it asks for cannot be known.
+    ///
+    /// ztunnel skips such a policy, which opens the workload. Here the source of the mesh delivers a
+    /// workload and its policies together, so a gap is a fault and the connection is refused.
+    Unenforceable {
+        /// The name that leads nowhere.
+        policy: Arc<str>,
+    },
+}
+
+impl Decision {
+    /// Whether the connection may go on.
+    pub fn allows(&self) -> bool {
+        matches!(self, Self::Allow { .. })
+    }
+
+    /// The policy that decided, if it was one in particular.
+    pub fn policy(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Allow { policy } => policy.as_ref(),
+            Self::Denied { policy } | Self::Unenforceable { policy } => Some(policy),
+            Self::NotAllowed => None,
+        }
+    }
+}
+
+/// A decision, and what policies under trial would have made of the connection.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Verdict {
+    /// What is done.
+    pub decision: Decision,
+    /// The dry-run policies that would have refused the connection, had they been enforced: DENY
+    /// policies that match, and ALLOW policies that do not where no enforced policy allows it by name.
+    pub dry_run: Vec<Arc<str>>,
 }

@@ -2,12 +2,12 @@
 use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::identity::Identity;
+use crate::{address::canonical, identity::Identity};
 
 /// One port of a service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServicePort {
     /// Port that clients ask for.
@@ -19,7 +19,7 @@ pub struct ServicePort {
 }
 
 /// A part of an endpoint's place that a preference compares, in the order that Istio lists them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Scope {
     /// Same network.
@@ -37,7 +37,7 @@ pub enum Scope {
 }
 
 /// How endpoints are preferred by place (`istio.workload.LoadBalancing`).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "mode", content = "scopes", rename_all = "UPPERCASE")]
 pub enum Preference {
     /// All endpoints are equal.
@@ -52,7 +52,7 @@ pub enum Preference {
 }
 
 /// Which endpoints may be chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum HealthPolicy {
     /// Only ready ones.
     #[default]
@@ -62,7 +62,7 @@ pub enum HealthPolicy {
 }
 
 /// A workload's part in a service: its uid, and the port map where it differs from the service's own.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceEndpoint {
     /// [`crate::Workload::uid`].
@@ -72,8 +72,22 @@ pub struct ServiceEndpoint {
     pub ports: Vec<(u16, u16)>,
 }
 
+impl ServiceEndpoint {
+    /// The workload's port for a port of the service: from its own map, else the service's target port.
+    /// `None` when the port is named and the workload does not say which one it means.
+    pub fn target(&self, port: &ServicePort) -> Option<u16> {
+        let own = self
+            .ports
+            .iter()
+            .find(|(service_port, _)| *service_port == port.port);
+        own.map(|(_, target)| *target)
+            .or(port.target_port)
+            .filter(|target| *target != 0)
+    }
+}
+
 /// A Service or ServiceEntry (`istio.workload.Service`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Service {
     /// Name of the object.
@@ -106,8 +120,16 @@ impl Service {
         format!("{}/{}", self.namespace, self.hostname)
     }
 
-    /// Whether `address` is one of the virtual addresses.
+    /// Whether `address` is one of the virtual addresses; IPv4-mapped forms count as IPv4.
     pub fn serves(&self, address: IpAddr) -> bool {
-        self.addresses.iter().any(|net| net.contains(&address))
+        let address = address.to_canonical();
+        self.addresses
+            .iter()
+            .any(|net| canonical(*net).contains(&address))
+    }
+
+    /// The port that clients know as `port`.
+    pub fn port(&self, port: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|listed| listed.port == port)
     }
 }

@@ -1,12 +1,12 @@
 //! A workload: something with addresses that runs under one identity.
 use std::{net::IpAddr, sync::Arc};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{identity::Identity, locality::Locality};
 
 /// What a workload accepts on port 15008.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Tunnel {
     /// Not in the mesh: reached by plain TCP.
@@ -17,7 +17,7 @@ pub enum Tunnel {
 }
 
 /// Whether a workload may be chosen as a service's endpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum Health {
     /// Ready and not being deleted.
     #[default]
@@ -27,7 +27,7 @@ pub enum Health {
 }
 
 /// The kind of controller that a workload's name stands for; selects the baggage key.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkloadKind {
     /// A Deployment or whatever behaves like one.
@@ -41,8 +41,20 @@ pub enum WorkloadKind {
     Job,
 }
 
+impl WorkloadKind {
+    /// The name in lower case, as metrics and logs show it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployment => "deployment",
+            Self::CronJob => "cronjob",
+            Self::Pod => "pod",
+            Self::Job => "job",
+        }
+    }
+}
+
 /// A pod, a WorkloadEntry or an endpoint outside the cluster (`istio.workload.Workload`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Workload {
     /// Unique id, Istio's form: `<cluster>//Pod/<namespace>/<name>`.
@@ -77,4 +89,32 @@ pub struct Workload {
     pub cluster: Arc<str>,
     /// Names (`<namespace>/<name>`) of the selector-scoped policies that apply to it.
     pub policies: Vec<Arc<str>>,
+}
+
+impl Workload {
+    /// Whether it is a pod, by the form of its uid.
+    pub fn is_pod(&self) -> bool {
+        self.uid.contains("//Pod/")
+    }
+
+    /// Whether `address` is one of its own; IPv4-mapped forms count as IPv4.
+    pub fn owns(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.addresses
+            .iter()
+            .any(|own| own.to_canonical() == address)
+    }
+
+    /// Its address for a connection that asked for `wanted`: that very one, or the first of the same
+    /// family, or the first of any. `None` when it has no address at all.
+    pub fn address_for(&self, wanted: IpAddr) -> Option<IpAddr> {
+        let wanted = wanted.to_canonical();
+        if self.owns(wanted) {
+            return Some(wanted);
+        }
+        let mut own = self.addresses.iter().map(IpAddr::to_canonical);
+        own.clone()
+            .find(|address| address.is_ipv4() == wanted.is_ipv4())
+            .or_else(|| own.next())
+    }
 }

@@ -1,0 +1,135 @@
+//! The program of one pod: `sk_lookup` in its network namespace, with a map of its listeners.
+use std::{
+    fs, io,
+    net::TcpListener,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    EbpfLoader,
+    maps::{Map, MapData, PerCpuArray, SockMap},
+    programs::{Program, links::FdLink},
+};
+use undermesh_abi::{COUNTERS, LISTENER_IPV4, LISTENER_IPV6};
+
+use crate::{
+    bpf::PinnedLink,
+    features,
+    netns::Netns,
+    programs::{self, LoadError, Pins},
+};
+
+const POD_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod.o"));
+const PROGRAM: &str = "assign_plaintext";
+const LISTENERS: &str = "LISTENERS";
+const COUNTS: &str = "COUNTS";
+const LINK: &str = "link";
+
+/// Whether the namespace of a pinned pod is still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// Its program is attached to a namespace that exists.
+    Alive,
+    /// The namespace is gone.
+    Gone,
+    /// No link is pinned, so there is nothing to tell by.
+    Unknown,
+}
+
+/// Loads the program for a pod, or takes over an earlier agent's, and gives it the new listeners.
+pub(crate) fn attach(pins: &Pins, netns: &Netns, plaintext: &[TcpListener]) -> Result<(), LoadError> {
+    let folder = pins.pod(netns.cookie());
+    programs::make_folder(&folder)?;
+    let mut loader = EbpfLoader::new();
+    for name in [LISTENERS, COUNTS] {
+        loader.map_pin_path(name, folder.join(name));
+    }
+    let mut object = loader.load(POD_OBJECT)?;
+    // Listeners first: from its attachment on, the program refuses what it has no listener for.
+    assign(SockMap::try_from(programs::take(&mut object, LISTENERS)?)?, plaintext)?;
+    let Some(Program::SkLookup(program)) = object.program_mut(PROGRAM) else {
+        return Err(LoadError::Incomplete(PROGRAM));
+    };
+    program.load().map_err(|source| features::refused(PROGRAM, source))?;
+    let descriptor = program
+        .fd()
+        .and_then(|descriptor| Ok(descriptor.try_clone()?))
+        .map_err(|source| programs::attaching(PROGRAM, source))?;
+    programs::put_in_place(
+        &folder.join(LINK),
+        &descriptor,
+        PinnedLink::namespace_lives,
+        || {
+            program
+                .attach(netns.as_fd())
+                .and_then(|id| program.take_link(id).map(FdLink::from))
+                .map_err(|source| programs::attaching(PROGRAM, source))
+        },
+    )
+}
+
+fn assign(mut map: SockMap<MapData>, plaintext: &[TcpListener]) -> Result<(), LoadError> {
+    for listener in plaintext {
+        let slot = match listener.local_addr() {
+            Ok(address) if address.is_ipv4() => LISTENER_IPV4,
+            _ => LISTENER_IPV6,
+        };
+        map.set(slot, listener, 0)?;
+    }
+    Ok(())
+}
+
+/// Detaches the program: from here on, inbound connections reach the applications as without a mesh.
+pub(crate) fn detach(pins: &Pins, cookie: u64) -> Result<(), LoadError> {
+    programs::remove_file(&pins.pod(cookie).join(LINK))
+}
+
+/// Detaches the program and removes its maps.
+pub(crate) fn remove(pins: &Pins, cookie: u64) -> Result<(), LoadError> {
+    let folder = pins.pod(cookie);
+    for name in [LINK, LISTENERS, COUNTS] {
+        programs::remove_file(&folder.join(name))?;
+    }
+    match fs::remove_dir(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(LoadError::File { path: folder, source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Tells by the pinned link whether the namespace with this cookie is still there.
+pub(crate) fn life(pins: &Pins, cookie: u64) -> Result<Life, LoadError> {
+    let path = pins.pod(cookie).join(LINK);
+    let failed = |source| LoadError::Link { path: path.clone(), source };
+    let Some(link) = PinnedLink::open(&path).map_err(failed)? else {
+        return Ok(Life::Unknown);
+    };
+    let alive = link.namespace_lives().map_err(failed)?;
+    Ok(if alive { Life::Alive } else { Life::Gone })
+}
+
+/// The cookies of all pods with a folder in the BPF file system.
+pub(crate) fn pinned(pins: &Pins) -> Result<Vec<u64>, LoadError> {
+    let folder = pins.pods();
+    let failed = |source| LoadError::File { path: folder.clone(), source };
+    let mut cookies = Vec::new();
+    for entry in fs::read_dir(&folder).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if let Some(cookie) = name.to_str().and_then(|name| name.parse().ok()) {
+            cookies.push(cookie);
+        }
+    }
+    Ok(cookies)
+}
+
+/// The counters of one pod; zeroes where its map is not pinned.
+pub(crate) fn counts(pins: &Pins, cookie: u64) -> Result<[u64; COUNTERS as usize], LoadError> {
+    let path: PathBuf = pins.pod(cookie).join(COUNTS);
+    if !Path::new(&path).exists() {
+        return Ok([0; COUNTERS as usize]);
+    }
+    let map = PerCpuArray::try_from(Map::PerCpuArray(MapData::from_pin(&path)?))?;
+    Ok(programs::sum(&map)?)
+}

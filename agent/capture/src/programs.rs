@@ -1,0 +1,368 @@
+//! The node-wide programs: loaded, attached to the cgroup above the pods, pinned, and adopted after a restart.
+//!
+//! Maps and links are pinned in a BPF file system and so outlive the agent. A new agent takes over the
+//! maps and replaces the programs in the pinned links by its own; a link's program is replaced in one
+//! step, so no connection passes uncaptured. While no agent runs, captured connections are refused,
+//! for nobody listens.
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    },
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray},
+    pin::PinError,
+    programs::{
+        CgroupAttachMode, CgroupSockAddr, ProgramError, ProgramFd, SockOps, links::FdLink,
+    },
+};
+use undermesh_abi::{COUNTERS, LAYOUT, Pod, Settings};
+
+use crate::{
+    bpf::PinnedLink,
+    features::{self, FeatureError},
+    log::KernelLog,
+};
+
+/// Our folder in the BPF file system.
+const FOLDER: &str = "undermesh";
+const NODE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node.o"));
+/// The maps that are pinned, by their names in the object.
+const PINNED: [&str; 5] = ["PODS", "PENDING", "ORIGINAL", "SETTINGS", "COUNTS"];
+/// In the order of attachment: what serves a captured connection is there before what captures.
+const PROGRAMS: [&str; 5] =
+    ["file_destination", "getpeername4", "getpeername6", "connect4", "connect6"];
+
+/// Why the programs could not be put in place.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The node lacks a feature.
+    #[error(transparent)]
+    Feature(#[from] FeatureError),
+    /// Maps of another version of the programs are in use.
+    #[error(
+        "the maps pinned in {path} have layout {found}, this agent needs {LAYOUT}; \
+         release all pods with the agent that made them, then remove that folder"
+    )]
+    Layout {
+        /// Where the maps are pinned.
+        path: PathBuf,
+        /// Their layout version.
+        found: u32,
+    },
+    /// A file or folder could not be made or removed.
+    #[error("cannot change {path}: {source}; check that it can be written by the agent")]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The object or its maps could not be loaded.
+    #[error("cannot load the kernel programs: {0}; check the kernel's log and the limits on memory")]
+    Object(#[from] EbpfError),
+    /// A map could not be read or written.
+    #[error("cannot use a map of the kernel programs: {0}; check that nothing else changes {FOLDER} in the BPF file system")]
+    Map(#[from] MapError),
+    /// A program could not be attached.
+    #[error("cannot attach the program {program}: {source}; check that no other program holds the cgroup or namespace exclusively")]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// What the loader said.
+        source: Box<ProgramError>,
+    },
+    /// A link could not be inspected or changed.
+    #[error("cannot take over the link {path}: {source}; remove it, and capture starts anew")]
+    Link {
+        /// Where it is pinned.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A link or map could not be pinned.
+    #[error("cannot pin {path}: {source}; check that the BPF file system can be written")]
+    Pin {
+        /// Where it was to be pinned.
+        path: PathBuf,
+        /// What the loader said.
+        source: PinError,
+    },
+    /// The embedded object lacks a program or map.
+    #[error("the embedded kernel object has no {0}; build the agent again")]
+    Incomplete(&'static str),
+}
+
+/// Where everything is pinned.
+#[derive(Clone, Debug)]
+pub(crate) struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    pub(crate) fn new(bpffs: &Path) -> Self {
+        Self { root: bpffs.join(FOLDER) }
+    }
+
+    fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    /// The folder above those of the pods.
+    pub(crate) fn pods(&self) -> PathBuf {
+        self.root.join("pods")
+    }
+
+    /// The folder of one pod.
+    pub(crate) fn pod(&self, cookie: u64) -> PathBuf {
+        self.pods().join(cookie.to_string())
+    }
+}
+
+/// The loaded and attached programs, and their maps.
+pub(crate) struct Programs {
+    /// Pods by cookie: the entry is what captures.
+    pub(crate) pods: HashMap<MapData, u64, Pod>,
+    counts: PerCpuArray<MapData, u64>,
+    pending: OwnedFd,
+    outbound_mark: u32,
+    log: Option<KernelLog>,
+    /// Keeps the maps and programs that are not pinned.
+    _object: Ebpf,
+}
+
+impl Programs {
+    /// Loads the programs, or takes over those of an earlier agent.
+    pub(crate) fn load(pins: &Pins, cgroup: &Path) -> Result<Self, LoadError> {
+        for folder in [pins.maps(), pins.links(), pins.pods()] {
+            make_folder(&folder)?;
+        }
+        check_layout(&pins.maps())?;
+        let mut object = load_object(&pins.maps())?;
+        let outbound_mark = settle(&mut object)?;
+        attach_all(&mut object, pins, cgroup)?;
+        let log = KernelLog::open(&mut object);
+        Ok(Self {
+            pods: HashMap::try_from(take(&mut object, "PODS")?)?,
+            counts: PerCpuArray::try_from(take(&mut object, "COUNTS")?)?,
+            pending: duplicate(&pins.maps().join("PENDING"))?,
+            outbound_mark,
+            log,
+            _object: object,
+        })
+    }
+
+    /// The mark of the agent's own outgoing sockets.
+    pub(crate) fn outbound_mark(&self) -> u32 {
+        self.outbound_mark
+    }
+
+    /// A descriptor of the map of pending destinations.
+    pub(crate) fn pending(&self) -> io::Result<OwnedFd> {
+        self.pending.try_clone()
+    }
+
+    /// The messages of the programs; the first call alone gets them.
+    pub(crate) fn take_log(&mut self) -> Option<KernelLog> {
+        self.log.take()
+    }
+
+    /// The counters, summed over all CPUs.
+    pub(crate) fn counts(&self) -> Result<[u64; COUNTERS as usize], MapError> {
+        sum(&self.counts)
+    }
+}
+
+/// Sums a per-CPU array of counters.
+pub(crate) fn sum(
+    counts: &PerCpuArray<MapData, u64>,
+) -> Result<[u64; COUNTERS as usize], MapError> {
+    let mut sums = [0; COUNTERS as usize];
+    for (index, sum) in (0..).zip(&mut sums) {
+        *sum = counts.get(&index, 0)?.iter().sum();
+    }
+    Ok(sums)
+}
+
+/// Takes a map out of an object.
+pub(crate) fn take(object: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, LoadError> {
+    object.take_map(name).ok_or(LoadError::Incomplete(name))
+}
+
+/// Makes a folder that only root can look into; one that is there already is as good.
+pub(crate) fn make_folder(path: &Path) -> Result<(), LoadError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| LoadError::File { path: path.to_owned(), source })
+}
+
+/// Puts `program` into the link pinned at `path`, or attaches it there for the first time.
+///
+/// `fits` says whether the existing link is attached where it should be; one that is not is replaced
+/// by a new link, which is attached before the old one goes.
+pub(crate) fn put_in_place(
+    path: &Path,
+    program: &ProgramFd,
+    fits: impl FnOnce(&PinnedLink) -> io::Result<bool>,
+    attach: impl FnOnce() -> Result<FdLink, LoadError>,
+) -> Result<(), LoadError> {
+    let taking_over = |source| LoadError::Link { path: path.to_owned(), source };
+    if let Some(link) = PinnedLink::open(path).map_err(taking_over)?
+        && fits(&link).map_err(taking_over)?
+    {
+        return link.replace(program.as_fd()).map_err(taking_over);
+    }
+    pin_over(attach()?, path)
+}
+
+/// Pins a link, replacing the file of an older one in one step.
+fn pin_over(link: FdLink, path: &Path) -> Result<(), LoadError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-new");
+    let new = PathBuf::from(name);
+    remove_file(&new)?;
+    link.pin(&new).map_err(|source| LoadError::Pin { path: new.clone(), source })?;
+    fs::rename(&new, path).map_err(|source| LoadError::File { path: path.to_owned(), source })
+}
+
+/// Removes a file or pin; one that is gone already is as good.
+pub(crate) fn remove_file(path: &Path) -> Result<(), LoadError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(LoadError::File { path: path.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses maps of another layout before anything opens them by name.
+fn check_layout(maps: &Path) -> Result<(), LoadError> {
+    let path = maps.join("SETTINGS");
+    if !path.exists() {
+        return Ok(());
+    }
+    let settings = Array::try_from(aya::maps::Map::Array(MapData::from_pin(&path)?))?;
+    let Settings { layout, .. } = settings.get(&0, 0)?;
+    // Zero: an agent stopped after it made the map and before it attached anything.
+    if layout == LAYOUT || layout == 0 {
+        Ok(())
+    } else {
+        Err(LoadError::Layout { path: maps.to_owned(), found: layout })
+    }
+}
+
+fn load_object(maps: &Path) -> Result<Ebpf, LoadError> {
+    let mut loader = EbpfLoader::new();
+    for name in PINNED {
+        loader.map_pin_path(name, maps.join(name));
+    }
+    Ok(loader.load(NODE_OBJECT)?)
+}
+
+/// Reads the node's settings, or makes them at the first start; returns the outbound mark.
+fn settle(object: &mut Ebpf) -> Result<u32, LoadError> {
+    let mut map = Array::<_, Settings>::try_from(take(object, "SETTINGS")?)?;
+    let mut settings = map.get(&0, 0)?;
+    if settings.outbound_mark == 0 || settings.layout != LAYOUT {
+        settings = Settings { outbound_mark: rand::random_range(1..=u32::MAX), layout: LAYOUT };
+        map.set(0, settings, 0)?;
+    }
+    Ok(settings.outbound_mark)
+}
+
+fn attach_all(object: &mut Ebpf, pins: &Pins, cgroup: &Path) -> Result<(), LoadError> {
+    let opening = |source| LoadError::File { path: cgroup.to_owned(), source };
+    let folder = File::open(cgroup).map_err(opening)?;
+    // A cgroup's id is its inode number.
+    let id = folder.metadata().map_err(opening)?.ino();
+    for name in PROGRAMS {
+        let path = pins.links().join(name);
+        let program = object.program_mut(name).ok_or(LoadError::Incomplete(name))?;
+        let mut program = CgroupProgram::load(name, program)?;
+        let descriptor = program.descriptor()?;
+        put_in_place(
+            &path,
+            &descriptor,
+            |link| Ok(link.cgroup()? == Some(id)),
+            || program.attach(&folder),
+        )?;
+    }
+    Ok(())
+}
+
+/// A loaded program of one of the two kinds that attach to a cgroup.
+struct CgroupProgram<'a> {
+    name: &'static str,
+    kind: Kind<'a>,
+}
+
+enum Kind<'a> {
+    Address(&'a mut CgroupSockAddr),
+    Operations(&'a mut SockOps),
+}
+
+impl<'a> CgroupProgram<'a> {
+    fn load(name: &'static str, program: &'a mut aya::programs::Program) -> Result<Self, LoadError> {
+        let kind = match program {
+            aya::programs::Program::CgroupSockAddr(program) => {
+                program.load().map_err(|source| features::refused(name, source))?;
+                Kind::Address(program)
+            }
+            aya::programs::Program::SockOps(program) => {
+                program.load().map_err(|source| features::refused(name, source))?;
+                Kind::Operations(program)
+            }
+            _ => return Err(LoadError::Incomplete(name)),
+        };
+        Ok(Self { name, kind })
+    }
+
+    fn descriptor(&self) -> Result<ProgramFd, LoadError> {
+        let descriptor = match &self.kind {
+            Kind::Address(program) => program.fd(),
+            Kind::Operations(program) => program.fd(),
+        };
+        descriptor
+            .and_then(|descriptor| Ok(descriptor.try_clone()?))
+            .map_err(|source| attaching(self.name, source))
+    }
+
+    fn attach(&mut self, cgroup: &File) -> Result<FdLink, LoadError> {
+        // Links take no multi flag; they are multi by nature.
+        let mode = CgroupAttachMode::Single;
+        let link = match &mut self.kind {
+            Kind::Address(program) => program
+                .attach(cgroup, mode)
+                .and_then(|id| Ok(FdLink::try_from(program.take_link(id)?)?)),
+            Kind::Operations(program) => program
+                .attach(cgroup, mode)
+                .and_then(|id| Ok(FdLink::try_from(program.take_link(id)?)?)),
+        };
+        link.map_err(|source| attaching(self.name, source))
+    }
+}
+
+/// Names the program that could not be attached.
+pub(crate) fn attaching(program: &'static str, source: ProgramError) -> LoadError {
+    LoadError::Attach { program, source: Box::new(source) }
+}
+
+fn duplicate(pin: &Path) -> Result<OwnedFd, LoadError> {
+    let map = MapData::from_pin(pin)?;
+    map.fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| LoadError::File { path: pin.to_owned(), source })
+}

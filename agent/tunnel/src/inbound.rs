@@ -1,0 +1,230 @@
+//! Inbound HBONE: mutual TLS, then each CONNECT is one connection, judged by policy and carried on.
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+use bytes::Bytes;
+use h2::{RecvStream, server::SendResponse};
+use http::{HeaderMap, StatusCode};
+use tokio::{net::TcpStream, task::spawn_local};
+use undermesh_model::{Baggage, Identity, MESH_PORTS, Mesh, Workload};
+use undermesh_telemetry::{Direction, Opening, Outcome, Peer, ResponseFlag, Security};
+
+use crate::{
+    copy, hbone,
+    pod::{Admission, Judged, Pod, judge},
+    session::{self, Incoming, SessionError},
+    socket,
+};
+
+/// Serves one connection of a mesh peer until it ends.
+pub(crate) async fn serve(pod: Rc<Pod>, tcp: TcpStream, peer: SocketAddr) {
+    let Ok(local) = tcp.local_addr() else { return };
+    let local = socket::canonical(local);
+    let Some(mut admission) = pod.admit() else {
+        let reason = "the pod has as many connections as it may have".to_owned();
+        return pod.refused(Direction::Inbound, peer, local, ResponseFlag::None, reason);
+    };
+    let certificate = match pod.certificate.load() {
+        Ok(certificate) => certificate,
+        Err(error) => {
+            let reason = format!("own certificate: {error}");
+            pod.refused(Direction::Inbound, peer, local, ResponseFlag::IdentityError, reason);
+            return;
+        }
+    };
+    let session = match session::accept(tcp, peer, &certificate).await {
+        Ok(session) => session,
+        Err(error) => {
+            pod.refused(Direction::Inbound, peer, local, flag_of(&error), error.to_string());
+            return;
+        }
+    };
+    let identity = session.peer.clone();
+    let streams = session.run(pod.draining(), |incoming| {
+        let tunnel = Tunnel { pod: Rc::clone(&pod), peer, local, identity: identity.clone() };
+        spawn_local(tunnel.serve(incoming));
+    });
+    match admission.until_ended(streams).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "tunnel ended"),
+        Err(ending) => tracing::debug!(%peer, %ending, "tunnel ended"),
+    }
+}
+
+fn flag_of(error: &SessionError) -> ResponseFlag {
+    match error {
+        SessionError::Tls { .. } | SessionError::Timeout(_) => ResponseFlag::TlsFailure,
+        SessionError::Http { .. } => ResponseFlag::H2HandshakeFailure,
+        SessionError::Identity { .. } => ResponseFlag::IdentityError,
+    }
+}
+
+/// One CONNECT, and what is known of the connection that brought it.
+struct Tunnel {
+    pod: Rc<Pod>,
+    peer: SocketAddr,
+    local: SocketAddr,
+    identity: Identity,
+}
+
+/// A CONNECT that was let through, with the application at its other end.
+struct Accepted {
+    upstream: TcpStream,
+    opening: Opening,
+    baggage: String,
+    admission: Admission,
+}
+
+/// A CONNECT that was not.
+struct Rejected {
+    status: StatusCode,
+    flag: ResponseFlag,
+    reason: String,
+    /// What is known of the connection, once its destination was understood.
+    opening: Option<Opening>,
+}
+
+impl Rejected {
+    fn early(status: StatusCode, reason: impl ToString) -> Self {
+        Self { status, flag: ResponseFlag::None, reason: reason.to_string(), opening: None }
+    }
+}
+
+impl Tunnel {
+    async fn serve(self, (request, mut respond): Incoming) {
+        match self.accept(&request).await {
+            Ok(accepted) => carry(accepted, request.into_body(), respond).await,
+            Err(rejected) => {
+                // The peer may be gone already, and there is nobody else to tell.
+                let _ = respond.send_response(hbone::refused(rejected.status), true);
+                self.report(rejected);
+            }
+        }
+    }
+
+    async fn accept(&self, request: &http::Request<RecvStream>) -> Result<Accepted, Rejected> {
+        let target = hbone::destination(request)
+            .map_err(|error| Rejected::early(error.status(), error))?;
+        if target.ip() != self.local.ip() {
+            return Err(Rejected::early(
+                StatusCode::BAD_REQUEST,
+                format!("{target} is not an address of this pod ({})", self.local.ip()),
+            ));
+        }
+        if MESH_PORTS.contains(&target.port()) {
+            let reason = format!("port {} belongs to the mesh itself", target.port());
+            return Err(Rejected::early(StatusCode::SERVICE_UNAVAILABLE, reason));
+        }
+        let unavailable = |reason| Rejected::early(StatusCode::SERVICE_UNAVAILABLE, reason);
+        let admission = self
+            .pod
+            .admit()
+            .ok_or_else(|| unavailable("the pod has as many connections as it may have"))?;
+        let mesh = self.pod.shared.mesh.snapshot();
+        let workload = self
+            .pod
+            .workload(&mesh)
+            .ok_or_else(|| unavailable("the pod is not known to the mesh yet; apply its manifest"))?;
+        let baggage = Baggage::from(&*workload).to_string();
+        let judged = Judged {
+            identity: Some(self.identity.clone()),
+            source: self.peer.ip(),
+            destination: target.ip(),
+            port: target.port(),
+        };
+        let verdict = judge(&mesh, &workload, &judged);
+        let opening = self.opening(&mesh, workload, target, request.headers());
+        if let Err(refused) = verdict {
+            return Err(Rejected {
+                status: StatusCode::UNAUTHORIZED,
+                flag: ResponseFlag::Deny,
+                reason: refused.to_string(),
+                opening: Some(opening),
+            });
+        }
+        admission.judged(judged);
+        match self.pod.netns.connect_from(self.peer.ip(), target).await {
+            Ok(upstream) => Ok(Accepted { upstream, opening, baggage, admission }),
+            Err(error) => Err(Rejected {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                flag: ResponseFlag::Connect,
+                reason: format!("connect to {target}: {error}"),
+                opening: Some(opening),
+            }),
+        }
+    }
+
+    fn opening(
+        &self,
+        mesh: &Mesh,
+        workload: Arc<Workload>,
+        target: SocketAddr,
+        headers: &HeaderMap,
+    ) -> Opening {
+        // The address names a workload; only the certificate says whether it speaks here.
+        let source = mesh
+            .workload_at(&workload.network, self.peer.ip())
+            .filter(|source| source.identity == self.identity)
+            .cloned();
+        let service = hbone::text(headers, hbone::FORWARDED)
+            .and_then(hbone::forwarded_host)
+            .and_then(|host| mesh.service_named(host))
+            .cloned();
+        Opening {
+            direction: Direction::Inbound,
+            source: Peer {
+                address: self.peer,
+                workload: source,
+                identity: Some(self.identity.clone()),
+            },
+            destination: Peer {
+                address: self.local,
+                workload: Some(workload),
+                identity: Some(self.pod.identity.clone()),
+            },
+            hbone_authority: Some(target.to_string().into()),
+            service,
+            security: Security::MutualTls,
+            id: self.pod.id,
+        }
+    }
+
+    fn report(&self, rejected: Rejected) {
+        let Rejected { flag, reason, opening, .. } = rejected;
+        match opening {
+            Some(opening) => self
+                .pod
+                .shared
+                .telemetry
+                .opened(opening)
+                .finish(Outcome::Failed { flag, reason }),
+            None => self.pod.refused(Direction::Inbound, self.peer, self.local, flag, reason),
+        }
+    }
+}
+
+/// Answers 200 and copies until both directions have ended.
+async fn carry(accepted: Accepted, body: RecvStream, mut respond: SendResponse<Bytes>) {
+    let Accepted { mut upstream, opening, baggage, mut admission } = accepted;
+    let connection = admission.pod().shared.telemetry.opened(opening);
+    let send = match respond.send_response(hbone::accepted(&baggage), false) {
+        Ok(send) => send,
+        Err(error) => {
+            socket::reset_on_close(&upstream);
+            let reason = format!("tunnel: {error}");
+            return connection.finish(Outcome::Failed { flag: ResponseFlag::None, reason });
+        }
+    };
+    let copied = admission
+        .until_ended(copy::tunnel(&mut upstream, copy::Side::Upstream, send, body, &connection))
+        .await;
+    let reason = match copied {
+        Ok(Ok(())) => return connection.finish(Outcome::Complete),
+        Ok(Err(error)) => error.to_string(),
+        Err(ending) => {
+            respond.send_reset(h2::Reason::CANCEL);
+            ending.to_string()
+        }
+    };
+    socket::reset_on_close(&upstream);
+    connection.finish(Outcome::Failed { flag: ResponseFlag::None, reason });
+}
