@@ -199,7 +199,7 @@ impl Node {
         let answer = http::get(stream, "/v1/status")?;
         let status: Value = serde_json::from_str(&answer.body)
             .context(|| format!("read the status: {}", answer.body))?;
-        status["generation"]
+        status["source"]["generation"]
             .as_u64()
             .context(|| format!("find the generation in the status: {status}"))
     }
@@ -256,7 +256,11 @@ impl Node {
     ///
     /// # Errors
     /// When none comes.
-    pub fn wait_access(&self, mark: usize, wanted: impl Fn(&Access) -> bool) -> Result<Access> {
+    pub fn wait_access(
+        &self,
+        mark: usize,
+        mut wanted: impl FnMut(&Access) -> bool,
+    ) -> Result<Access> {
         self.log
             .wait_for(mark, AGENT_TIMEOUT, |line| {
                 Access::parse(line).filter(|access| wanted(access))

@@ -37,6 +37,11 @@ impl Hierarchy {
             })
     }
 
+    /// Where the hierarchy is mounted.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Removes the cgroups of runs that are no longer alive.
     pub fn sweep(&self) {
         for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
@@ -45,8 +50,10 @@ impl Hierarchy {
                 .to_str()
                 .and_then(|name| name.strip_prefix(RUN_PREFIX))
                 .and_then(|id| id.split_once('.'));
+            // A run in another pid namespace looks dead by its id, but has processes in its cgroup.
             if let Some((pid, started)) = owner
                 && start_time(pid).as_deref() != Some(started)
+                && is_empty(&entry.path())
             {
                 remove_tree(&entry.path());
             }
@@ -143,6 +150,12 @@ impl Cgroup {
             .open(&path)
             .context(|| format!("open {}", path.display()))
     }
+}
+
+/// Whether no process is in the cgroup or below it.
+pub fn is_empty(path: &Path) -> bool {
+    fs::read_to_string(path.join("cgroup.events"))
+        .is_ok_and(|events| events.lines().any(|line| line == "populated 0"))
 }
 
 fn remove_tree(path: &Path) {

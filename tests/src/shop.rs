@@ -62,13 +62,21 @@ impl Shop {
     pub fn in_mesh_with(bed: &Testbed, arguments: &[&str]) -> Result<Self> {
         let shop = Self::without_mesh(bed)?;
         bed.manifests().write("shop", &shop.manifest())?;
-        for node in [&shop.first, &shop.second] {
+        shop.join_mesh(arguments)?;
+        Ok(shop)
+    }
+
+    /// Starts the agents, with more `arguments`, and enrolls every pod.
+    ///
+    /// # Errors
+    /// When an agent does not start or refuses a pod.
+    pub fn join_mesh(&self, arguments: &[&str]) -> Result<()> {
+        for node in [&self.first, &self.second] {
             node.start_agent(arguments)?;
         }
-        shop.first.enroll(&shop.client)?;
-        shop.first.enroll(&shop.near)?;
-        shop.second.enroll(&shop.far)?;
-        Ok(shop)
+        self.first.enroll(&self.client)?;
+        self.first.enroll(&self.near)?;
+        self.second.enroll(&self.far)
     }
 
     /// Adds a pod to `node`, tells the mesh of it and enrolls it.
@@ -99,7 +107,8 @@ impl Shop {
         SocketAddr::new(service_addresses(2).of(family), SERVICE_PORT)
     }
 
-    fn manifest(&self) -> String {
+    /// The manifests of all that the shop has.
+    pub fn manifest(&self) -> String {
         let ports = [ServicePort {
             port: SERVICE_PORT,
             target: NGINX_PORT,

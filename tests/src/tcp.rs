@@ -1,7 +1,7 @@
 //! TCP clients and servers in test code, for what no ready-made program shows exactly.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -102,7 +102,15 @@ where
 /// # Errors
 /// As `connect(2)`.
 pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    connect_within(PATIENCE, address)
+}
+
+/// Connects within `limit`, with [`PATIENCE`] for each read and write.
+///
+/// # Errors
+/// As `connect(2)`.
+pub fn connect_within(limit: Duration, address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, limit)?;
     patient(&stream)?;
     Ok(stream)
 }
@@ -172,6 +180,14 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
 pub fn ask(address: SocketAddr, request: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = connect(address)?;
     stream.write_all(request)?;
+    read_to_end(stream)
+}
+
+/// Closes the sending side and returns all that still comes.
+///
+/// # Errors
+/// When the connection breaks.
+pub fn read_to_end(mut stream: TcpStream) -> io::Result<Vec<u8>> {
     stream.shutdown(Shutdown::Write)?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
@@ -193,10 +209,19 @@ pub fn expect(address: SocketAddr, request: &[u8], expected: &[u8]) -> io::Resul
     ))
 }
 
-/// A listener of the standard library on a free port, for tests that accept one connection by hand.
+/// Sends `words` and reads the same back, leaving the connection open.
 ///
 /// # Errors
-/// When the port cannot be had.
-pub fn listener(port: u16) -> io::Result<TcpListener> {
-    listen(port).map(TcpListener::from)
+/// When the connection breaks or other bytes come back.
+pub fn ping(stream: &mut TcpStream, words: &[u8]) -> io::Result<()> {
+    stream.write_all(words)?;
+    let mut answer = vec![0; words.len()];
+    stream.read_exact(&mut answer)?;
+    if answer == words {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        ErrorKind::InvalidData,
+        "other bytes came back",
+    ))
 }

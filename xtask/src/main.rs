@@ -1,3 +1,46 @@
-//! Builds, tests, demonstrates and measures undermesh.
+//! `cargo xtask`: builds and tests undermesh, and does all set-up that this takes.
+#![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod command;
+mod ebpf;
+mod setup;
+mod tally;
+mod test;
+
+/// Builds and tests undermesh, and does all set-up that this takes.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Installs the programs and the toolchain that building and testing need.
+    Setup,
+    /// Builds the kernel programs.
+    Ebpf,
+    /// Checks format and lints, builds everything and runs all tests.
+    Test(test::Options),
+    /// Measures the mesh against no mesh and against other proxies.
+    Bench(bench::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Setup => setup::run().map(|()| ExitCode::SUCCESS),
+        Task::Ebpf => ebpf::run().map(|()| ExitCode::SUCCESS),
+        Task::Test(options) => Ok(test::run(&options)),
+        Task::Bench(options) => Ok(bench::run(&options)),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        ExitCode::FAILURE
+    })
+}

@@ -75,8 +75,10 @@ impl PinnedLink {
     /// Opens the link pinned at `path`; `None` where there is none.
     pub(crate) fn open(path: &Path) -> io::Result<Option<Self>> {
         let name = CString::new(path.as_os_str().as_bytes())?;
-        let mut attributes =
-            ObjectAttributes { path: name.as_ptr() as u64, ..ObjectAttributes::default() };
+        let mut attributes = ObjectAttributes {
+            path: name.as_ptr() as u64,
+            ..ObjectAttributes::default()
+        };
         match call(OBJ_GET, &mut attributes) {
             // SAFETY: the kernel has just made this descriptor and nobody else knows it.
             Ok(raw) => Ok(Some(Self(unsafe { OwnedFd::from_raw_fd(raw) }))),
@@ -148,7 +150,16 @@ fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<RawFd> {
     // SAFETY: `attributes` is the command's own structure, alive and exclusively borrowed for the call,
     // and its size is passed; the addresses in it point to values that the callers keep alive.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attributes),
+            size_of::<T>(),
+        )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result as RawFd)
+    }
 }

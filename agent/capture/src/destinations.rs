@@ -17,7 +17,9 @@ pub struct Destinations {
 
 impl Destinations {
     pub(crate) fn new(pending: OwnedFd) -> Self {
-        Self { pending: Arc::new(pending) }
+        Self {
+            pending: Arc::new(pending),
+        }
     }
 
     /// Takes the destination that `source` asked for in the namespace with this cookie.

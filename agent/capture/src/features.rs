@@ -104,12 +104,18 @@ pub(crate) fn refused(program: &'static str, source: ProgramError) -> FeatureErr
         "file_destination" => "sock_ops with bpf_get_netns_cookie (Linux 5.15)",
         _ => "sk_lookup (Linux 5.9)",
     };
-    FeatureError::Program { program, feature, source: Box::new(source) }
+    FeatureError::Program {
+        program,
+        feature,
+        source: Box::new(source),
+    }
 }
 
 fn check_kernel() -> Result<(), FeatureError> {
     let (major, minor, patch) = OLDEST;
-    if KernelVersion::at_least(major, minor, patch) {
+    if KernelVersion::current()
+        .is_ok_and(|kernel| kernel >= KernelVersion::new(major, minor, patch))
+    {
         return Ok(());
     }
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -119,7 +125,10 @@ fn check_kernel() -> Result<(), FeatureError> {
 fn check_capabilities() -> Result<(), FeatureError> {
     let status = fs::read_to_string("/proc/self/status").map_err(FeatureError::Proc)?;
     let held = effective(&status).ok_or_else(|| {
-        FeatureError::Proc(io::Error::new(io::ErrorKind::InvalidData, "CapEff is missing"))
+        FeatureError::Proc(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "CapEff is missing",
+        ))
     })?;
     match missing(held) {
         Some(capability) => Err(FeatureError::Capability(capability)),
@@ -129,7 +138,9 @@ fn check_capabilities() -> Result<(), FeatureError> {
 
 /// The effective set in the text of `/proc/self/status`.
 fn effective(status: &str) -> Option<u64> {
-    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let set = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(set.trim(), 16).ok()
 }
 
@@ -140,7 +151,11 @@ fn missing(held: u64) -> Option<Capability> {
     }
     if !has(Capability::SysAdmin) {
         let bpf = has(Capability::Bpf);
-        return Some(if bpf { Capability::SysAdmin } else { Capability::Bpf });
+        return Some(if bpf {
+            Capability::SysAdmin
+        } else {
+            Capability::Bpf
+        });
     }
     None
 }

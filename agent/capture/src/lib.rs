@@ -1,1 +1,36 @@
 //! Loads the kernel programs, enrolls and releases pods.
+//!
+//! [`Capture`] is the way in. Its calls block for some milliseconds: make them off the data path.
+#![deny(unsafe_code)]
+
+mod bpf;
+mod capture;
+mod destinations;
+mod enrollment;
+mod error;
+mod features;
+mod listeners;
+mod log;
+mod netlink;
+mod netns;
+mod pod;
+mod poll;
+mod programs;
+mod routes;
+mod state;
+mod sysctl;
+mod watch;
+
+pub use capture::{Capture, Counters, EnrolledPod, Phase, Prepared, Recovery, Settings};
+pub use destinations::Destinations;
+pub use enrollment::{Enrollment, EnrollmentError};
+pub use error::{CaptureError, Problem};
+pub use features::{Capability, FeatureError};
+pub use listeners::{ListenError, WorkerListeners};
+pub use log::KernelLog;
+pub use netns::{Netns, NetnsError};
+pub use programs::LoadError;
+pub use routes::Addresses;
+pub use state::StateError;
+pub use sysctl::SysctlError;
+pub use watch::Watch;

@@ -87,7 +87,11 @@ fn any(family: Family) -> IpAddr {
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     // Close-on-exec is what this constructor sets.
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;

@@ -4,7 +4,9 @@ use std::io;
 use aya::Ebpf;
 use aya_log::EbpfLogger;
 use log::{Level, Log, Metadata, Record};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::Interest;
+
+use crate::poll;
 
 /// The messages of the node-wide programs.
 pub struct KernelLog {
@@ -27,12 +29,13 @@ impl KernelLog {
     ///
     /// # Errors
     /// When the ring buffer cannot be polled. Must be called inside a tokio runtime with I/O.
-    pub async fn run(self) -> io::Result<()> {
-        let mut logger = AsyncFd::with_interest(self.logger, Interest::READABLE)?;
+    pub async fn run(mut self) -> io::Result<()> {
+        let messages = poll::wait_on(&self.logger, Interest::READABLE)?;
         loop {
-            let mut guard = logger.readable_mut().await?;
-            guard.get_inner_mut().flush();
+            let mut guard = messages.readable().await?;
+            // Before the reading: a message that comes while it goes on wakes the loop again.
             guard.clear_ready();
+            self.logger.flush();
         }
     }
 }

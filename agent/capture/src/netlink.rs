@@ -26,7 +26,10 @@ impl Netlink {
     }
 
     /// Lists objects.
-    pub(crate) fn list(&self, request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    pub(crate) fn list(
+        &self,
+        request: RouteNetlinkMessage,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.exchange(request, NLM_F_DUMP)
     }
 
@@ -43,7 +46,10 @@ impl Netlink {
 
     /// Removes an object; one that is gone already is as good.
     pub(crate) fn remove(&self, request: RouteNetlinkMessage) -> io::Result<()> {
-        tolerate(self.exchange(request, NLM_F_ACK), &[libc::ENOENT, libc::ESRCH])
+        tolerate(
+            self.exchange(request, NLM_F_ACK),
+            &[libc::ENOENT, libc::ESRCH],
+        )
     }
 
     fn exchange(
@@ -83,7 +89,10 @@ impl Netlink {
                 }
             }
         }
-        Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer does not end"))
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the kernel's answer does not end",
+        ))
     }
 }
 
@@ -93,7 +102,13 @@ fn refusal(code: NonZeroI32) -> io::Error {
 
 fn tolerate<T>(result: io::Result<T>, codes: &[i32]) -> io::Result<()> {
     match result {
-        Err(error) if error.raw_os_error().is_some_and(|code| codes.contains(&code)) => Ok(()),
+        Err(error)
+            if error
+                .raw_os_error()
+                .is_some_and(|code| codes.contains(&code)) =>
+        {
+            Ok(())
+        }
         other => other.map(drop),
     }
 }

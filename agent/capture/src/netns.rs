@@ -40,7 +40,9 @@ pub enum NetnsError {
     )]
     Host(PathBuf),
     /// The namespace cannot be entered.
-    #[error("cannot enter the network namespace {path}: {source}; run the agent with CAP_SYS_ADMIN")]
+    #[error(
+        "cannot enter the network namespace {path}: {source}; run the agent with CAP_SYS_ADMIN"
+    )]
     Enter {
         /// The path given.
         path: PathBuf,
@@ -55,9 +57,29 @@ pub enum NetnsError {
 /// An open network namespace; it lives at least as long as this value.
 #[derive(Debug)]
 pub struct Netns {
-    path: PathBuf,
     descriptor: OwnedFd,
     cookie: u64,
+    place: Place,
+}
+
+/// A path and the device and inode that it named; it does not keep the namespace alive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl Place {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the path still names the namespace.
+    pub(crate) fn holds(&self) -> bool {
+        open(&self.path)
+            .and_then(|file| identity(&file, &self.path))
+            .is_ok_and(|there| there == self.identity)
+    }
 }
 
 impl Netns {
@@ -69,22 +91,36 @@ impl Netns {
         let file = open(path)?;
         let own = open(Path::new(OWN))?;
         let host = || NetnsError::Host(path.to_owned());
-        if identity(&file, path)? == identity(&own, Path::new(OWN))? {
+        let inode = identity(&file, path)?;
+        if inode == identity(&own, Path::new(OWN))? {
             return Err(host());
         }
         let descriptor = OwnedFd::from(file);
-        let enter = |source| NetnsError::Enter { path: path.to_owned(), source };
-        let cookie = inside(descriptor.as_fd(), self::cookie)?.map_err(enter)?.map_err(enter)?;
+        let enter = |source| NetnsError::Enter {
+            path: path.to_owned(),
+            source,
+        };
+        let cookie = inside(descriptor.as_fd(), self::cookie)?
+            .map_err(enter)?
+            .map_err(enter)?;
         // A namespace has one inode, but a second look through another attribute costs nothing.
         if cookie == self::cookie().map_err(enter)? {
             return Err(host());
         }
-        Ok(Self { path: path.to_owned(), descriptor, cookie })
+        let place = Place {
+            path: path.to_owned(),
+            identity: inode,
+        };
+        Ok(Self {
+            descriptor,
+            cookie,
+            place,
+        })
     }
 
     /// The path by which it was opened.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.place.path()
     }
 
     /// `SO_NETNS_COOKIE` of its sockets: never used twice while the kernel runs.
@@ -97,16 +133,15 @@ impl Netns {
     /// # Errors
     /// When no thread can be started or the namespace cannot be entered.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
-        inside(self.as_fd(), work)?
-            .map_err(|source| NetnsError::Enter { path: self.path.clone(), source })
+        inside(self.as_fd(), work)?.map_err(|source| NetnsError::Enter {
+            path: self.path().to_owned(),
+            source,
+        })
     }
 
-    /// Whether the path still names this namespace.
-    pub fn is_at_its_path(&self) -> bool {
-        let Ok(file) = open(&self.path) else { return false };
-        let Ok(there) = identity(&file, &self.path) else { return false };
-        nix::sys::stat::fstat(&self.descriptor)
-            .is_ok_and(|here| there == (here.st_dev, here.st_ino))
+    /// What tells later whether the path still names this namespace.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 }
 
@@ -122,7 +157,10 @@ fn open(path: &Path) -> Result<File, NetnsError> {
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
-        .map_err(|source| NetnsError::Open { path: path.to_owned(), source })?;
+        .map_err(|source| NetnsError::Open {
+            path: path.to_owned(),
+            source,
+        })?;
     match fstatfs(&file) {
         Ok(system) if system.filesystem_type() == NSFS_MAGIC => Ok(file),
         _ => Err(NetnsError::NotANamespace(path.to_owned())),
@@ -130,9 +168,10 @@ fn open(path: &Path) -> Result<File, NetnsError> {
 }
 
 fn identity(file: &File, path: &Path) -> Result<(u64, u64), NetnsError> {
-    let metadata = file
-        .metadata()
-        .map_err(|source| NetnsError::Open { path: path.to_owned(), source })?;
+    let metadata = file.metadata().map_err(|source| NetnsError::Open {
+        path: path.to_owned(),
+        source,
+    })?;
     Ok((metadata.dev(), metadata.ino()))
 }
 
@@ -176,5 +215,9 @@ fn socket_cookie(socket: &Socket) -> io::Result<u64> {
             &raw mut length,
         )
     };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

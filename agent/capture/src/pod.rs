@@ -38,7 +38,11 @@ pub(crate) enum Life {
 }
 
 /// Loads the program for a pod, or takes over an earlier agent's, and gives it the new listeners.
-pub(crate) fn attach(pins: &Pins, netns: &Netns, plaintext: &[TcpListener]) -> Result<(), LoadError> {
+pub(crate) fn attach(
+    pins: &Pins,
+    netns: &Netns,
+    plaintext: &[TcpListener],
+) -> Result<(), LoadError> {
     let folder = pins.pod(netns.cookie());
     programs::make_folder(&folder)?;
     let mut loader = EbpfLoader::new();
@@ -47,11 +51,16 @@ pub(crate) fn attach(pins: &Pins, netns: &Netns, plaintext: &[TcpListener]) -> R
     }
     let mut object = loader.load(POD_OBJECT)?;
     // Listeners first: from its attachment on, the program refuses what it has no listener for.
-    assign(SockMap::try_from(programs::take(&mut object, LISTENERS)?)?, plaintext)?;
+    let map = object
+        .map_mut(LISTENERS)
+        .ok_or(LoadError::Incomplete(LISTENERS))?;
+    assign(SockMap::try_from(map)?, plaintext)?;
     let Some(Program::SkLookup(program)) = object.program_mut(PROGRAM) else {
         return Err(LoadError::Incomplete(PROGRAM));
     };
-    program.load().map_err(|source| features::refused(PROGRAM, source))?;
+    program
+        .load()
+        .map_err(|source| features::refused(PROGRAM, source))?;
     let descriptor = program
         .fd()
         .and_then(|descriptor| Ok(descriptor.try_clone()?))
@@ -69,7 +78,7 @@ pub(crate) fn attach(pins: &Pins, netns: &Netns, plaintext: &[TcpListener]) -> R
     )
 }
 
-fn assign(mut map: SockMap<MapData>, plaintext: &[TcpListener]) -> Result<(), LoadError> {
+fn assign(mut map: SockMap<&mut MapData>, plaintext: &[TcpListener]) -> Result<(), LoadError> {
     for listener in plaintext {
         let slot = match listener.local_addr() {
             Ok(address) if address.is_ipv4() => LISTENER_IPV4,
@@ -92,9 +101,10 @@ pub(crate) fn remove(pins: &Pins, cookie: u64) -> Result<(), LoadError> {
         programs::remove_file(&folder.join(name))?;
     }
     match fs::remove_dir(&folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(LoadError::File { path: folder, source: error })
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(LoadError::File {
+            path: folder,
+            source: error,
+        }),
         _ => Ok(()),
     }
 }
@@ -102,7 +112,10 @@ pub(crate) fn remove(pins: &Pins, cookie: u64) -> Result<(), LoadError> {
 /// Tells by the pinned link whether the namespace with this cookie is still there.
 pub(crate) fn life(pins: &Pins, cookie: u64) -> Result<Life, LoadError> {
     let path = pins.pod(cookie).join(LINK);
-    let failed = |source| LoadError::Link { path: path.clone(), source };
+    let failed = |source| LoadError::Link {
+        path: path.clone(),
+        source,
+    };
     let Some(link) = PinnedLink::open(&path).map_err(failed)? else {
         return Ok(Life::Unknown);
     };
@@ -113,7 +126,10 @@ pub(crate) fn life(pins: &Pins, cookie: u64) -> Result<Life, LoadError> {
 /// The cookies of all pods with a folder in the BPF file system.
 pub(crate) fn pinned(pins: &Pins) -> Result<Vec<u64>, LoadError> {
     let folder = pins.pods();
-    let failed = |source| LoadError::File { path: folder.clone(), source };
+    let failed = |source| LoadError::File {
+        path: folder.clone(),
+        source,
+    };
     let mut cookies = Vec::new();
     for entry in fs::read_dir(&folder).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();

@@ -18,9 +18,7 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray},
     pin::PinError,
-    programs::{
-        CgroupAttachMode, CgroupSockAddr, ProgramError, ProgramFd, SockOps, links::FdLink,
-    },
+    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, ProgramFd, SockOps, links::FdLink},
 };
 use undermesh_abi::{COUNTERS, LAYOUT, Pod, Settings};
 
@@ -36,8 +34,13 @@ const NODE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 /// The maps that are pinned, by their names in the object.
 const PINNED: [&str; 5] = ["PODS", "PENDING", "ORIGINAL", "SETTINGS", "COUNTS"];
 /// In the order of attachment: what serves a captured connection is there before what captures.
-const PROGRAMS: [&str; 5] =
-    ["file_destination", "getpeername4", "getpeername6", "connect4", "connect6"];
+const PROGRAMS: [&str; 5] = [
+    "file_destination",
+    "getpeername4",
+    "getpeername6",
+    "connect4",
+    "connect6",
+];
 
 /// Why the programs could not be put in place.
 #[derive(Debug, thiserror::Error)]
@@ -65,13 +68,19 @@ pub enum LoadError {
         source: io::Error,
     },
     /// The object or its maps could not be loaded.
-    #[error("cannot load the kernel programs: {0}; check the kernel's log and the limits on memory")]
+    #[error(
+        "cannot load the kernel programs: {0}; check the kernel's log and the limits on memory"
+    )]
     Object(#[from] EbpfError),
     /// A map could not be read or written.
-    #[error("cannot use a map of the kernel programs: {0}; check that nothing else changes {FOLDER} in the BPF file system")]
+    #[error(
+        "cannot use a map of the kernel programs: {0}; check that nothing else changes {FOLDER} in the BPF file system"
+    )]
     Map(#[from] MapError),
     /// A program could not be attached.
-    #[error("cannot attach the program {program}: {source}; check that no other program holds the cgroup or namespace exclusively")]
+    #[error(
+        "cannot attach the program {program}: {source}; check that no other program holds the cgroup or namespace exclusively"
+    )]
     Attach {
         /// The program.
         program: &'static str,
@@ -107,7 +116,9 @@ pub(crate) struct Pins {
 
 impl Pins {
     pub(crate) fn new(bpffs: &Path) -> Self {
-        Self { root: bpffs.join(FOLDER) }
+        Self {
+            root: bpffs.join(FOLDER),
+        }
     }
 
     fn maps(&self) -> PathBuf {
@@ -137,8 +148,6 @@ pub(crate) struct Programs {
     pending: OwnedFd,
     outbound_mark: u32,
     log: Option<KernelLog>,
-    /// Keeps the maps and programs that are not pinned.
-    _object: Ebpf,
 }
 
 impl Programs {
@@ -158,7 +167,6 @@ impl Programs {
             pending: duplicate(&pins.maps().join("PENDING"))?,
             outbound_mark,
             log,
-            _object: object,
         })
     }
 
@@ -194,8 +202,8 @@ pub(crate) fn sum(
     Ok(sums)
 }
 
-/// Takes a map out of an object.
-pub(crate) fn take(object: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, LoadError> {
+/// Takes a map out of an object whose programs are loaded: they name it by its descriptor until then.
+fn take(object: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, LoadError> {
     object.take_map(name).ok_or(LoadError::Incomplete(name))
 }
 
@@ -205,7 +213,10 @@ pub(crate) fn make_folder(path: &Path) -> Result<(), LoadError> {
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(|source| LoadError::File { path: path.to_owned(), source })
+        .map_err(|source| LoadError::File {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// Puts `program` into the link pinned at `path`, or attaches it there for the first time.
@@ -218,7 +229,10 @@ pub(crate) fn put_in_place(
     fits: impl FnOnce(&PinnedLink) -> io::Result<bool>,
     attach: impl FnOnce() -> Result<FdLink, LoadError>,
 ) -> Result<(), LoadError> {
-    let taking_over = |source| LoadError::Link { path: path.to_owned(), source };
+    let taking_over = |source| LoadError::Link {
+        path: path.to_owned(),
+        source,
+    };
     if let Some(link) = PinnedLink::open(path).map_err(taking_over)?
         && fits(&link).map_err(taking_over)?
     {
@@ -233,16 +247,23 @@ fn pin_over(link: FdLink, path: &Path) -> Result<(), LoadError> {
     name.push("-new");
     let new = PathBuf::from(name);
     remove_file(&new)?;
-    link.pin(&new).map_err(|source| LoadError::Pin { path: new.clone(), source })?;
-    fs::rename(&new, path).map_err(|source| LoadError::File { path: path.to_owned(), source })
+    link.pin(&new).map_err(|source| LoadError::Pin {
+        path: new.clone(),
+        source,
+    })?;
+    fs::rename(&new, path).map_err(|source| LoadError::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Removes a file or pin; one that is gone already is as good.
 pub(crate) fn remove_file(path: &Path) -> Result<(), LoadError> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(LoadError::File { path: path.to_owned(), source: error })
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(LoadError::File {
+            path: path.to_owned(),
+            source: error,
+        }),
         _ => Ok(()),
     }
 }
@@ -259,7 +280,10 @@ fn check_layout(maps: &Path) -> Result<(), LoadError> {
     if layout == LAYOUT || layout == 0 {
         Ok(())
     } else {
-        Err(LoadError::Layout { path: maps.to_owned(), found: layout })
+        Err(LoadError::Layout {
+            path: maps.to_owned(),
+            found: layout,
+        })
     }
 }
 
@@ -273,23 +297,34 @@ fn load_object(maps: &Path) -> Result<Ebpf, LoadError> {
 
 /// Reads the node's settings, or makes them at the first start; returns the outbound mark.
 fn settle(object: &mut Ebpf) -> Result<u32, LoadError> {
-    let mut map = Array::<_, Settings>::try_from(take(object, "SETTINGS")?)?;
+    let map = object
+        .map_mut("SETTINGS")
+        .ok_or(LoadError::Incomplete("SETTINGS"))?;
+    let mut map = Array::<_, Settings>::try_from(map)?;
     let mut settings = map.get(&0, 0)?;
     if settings.outbound_mark == 0 || settings.layout != LAYOUT {
-        settings = Settings { outbound_mark: rand::random_range(1..=u32::MAX), layout: LAYOUT };
+        settings = Settings {
+            outbound_mark: rand::random_range(1..=u32::MAX),
+            layout: LAYOUT,
+        };
         map.set(0, settings, 0)?;
     }
     Ok(settings.outbound_mark)
 }
 
 fn attach_all(object: &mut Ebpf, pins: &Pins, cgroup: &Path) -> Result<(), LoadError> {
-    let opening = |source| LoadError::File { path: cgroup.to_owned(), source };
+    let opening = |source| LoadError::File {
+        path: cgroup.to_owned(),
+        source,
+    };
     let folder = File::open(cgroup).map_err(opening)?;
     // A cgroup's id is its inode number.
     let id = folder.metadata().map_err(opening)?.ino();
     for name in PROGRAMS {
         let path = pins.links().join(name);
-        let program = object.program_mut(name).ok_or(LoadError::Incomplete(name))?;
+        let program = object
+            .program_mut(name)
+            .ok_or(LoadError::Incomplete(name))?;
         let mut program = CgroupProgram::load(name, program)?;
         let descriptor = program.descriptor()?;
         put_in_place(
@@ -314,14 +349,21 @@ enum Kind<'a> {
 }
 
 impl<'a> CgroupProgram<'a> {
-    fn load(name: &'static str, program: &'a mut aya::programs::Program) -> Result<Self, LoadError> {
+    fn load(
+        name: &'static str,
+        program: &'a mut aya::programs::Program,
+    ) -> Result<Self, LoadError> {
         let kind = match program {
             aya::programs::Program::CgroupSockAddr(program) => {
-                program.load().map_err(|source| features::refused(name, source))?;
+                program
+                    .load()
+                    .map_err(|source| features::refused(name, source))?;
                 Kind::Address(program)
             }
             aya::programs::Program::SockOps(program) => {
-                program.load().map_err(|source| features::refused(name, source))?;
+                program
+                    .load()
+                    .map_err(|source| features::refused(name, source))?;
                 Kind::Operations(program)
             }
             _ => return Err(LoadError::Incomplete(name)),
@@ -345,18 +387,25 @@ impl<'a> CgroupProgram<'a> {
         let link = match &mut self.kind {
             Kind::Address(program) => program
                 .attach(cgroup, mode)
-                .and_then(|id| Ok(FdLink::try_from(program.take_link(id)?)?)),
+                .and_then(|id| program.take_link(id))
+                .map(FdLink::try_from),
             Kind::Operations(program) => program
                 .attach(cgroup, mode)
-                .and_then(|id| Ok(FdLink::try_from(program.take_link(id)?)?)),
+                .and_then(|id| program.take_link(id))
+                .map(FdLink::try_from),
         };
-        link.map_err(|source| attaching(self.name, source))
+        // Kernels without links for cgroups are older than the oldest that is accepted.
+        link.and_then(|link| link.map_err(|_| ProgramError::NotAttached))
+            .map_err(|source| attaching(self.name, source))
     }
 }
 
 /// Names the program that could not be attached.
 pub(crate) fn attaching(program: &'static str, source: ProgramError) -> LoadError {
-    LoadError::Attach { program, source: Box::new(source) }
+    LoadError::Attach {
+        program,
+        source: Box::new(source),
+    }
 }
 
 fn duplicate(pin: &Path) -> Result<OwnedFd, LoadError> {
@@ -364,5 +413,8 @@ fn duplicate(pin: &Path) -> Result<OwnedFd, LoadError> {
     map.fd()
         .as_fd()
         .try_clone_to_owned()
-        .map_err(|source| LoadError::File { path: pin.to_owned(), source })
+        .map_err(|source| LoadError::File {
+            path: pin.to_owned(),
+            source,
+        })
 }

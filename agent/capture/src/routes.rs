@@ -66,6 +66,9 @@ pub(crate) enum Family {
     Ipv6,
 }
 
+/// Both families.
+pub(crate) const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
+
 impl From<Family> for AddressFamily {
     fn from(family: Family) -> Self {
         match family {
@@ -99,15 +102,21 @@ fn own_address(message: &AddressMessage) -> Option<IpAddr> {
         return None;
     }
     // On a point-to-point interface `Address` is the other end; `Local`, where present, is ours.
-    let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(address) => Some(*address),
-        _ => None,
-    });
-    local.or_else(|| {
-        message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
+    let local = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) => Some(*address),
             _ => None,
-        })
+        });
+    local.or_else(|| {
+        message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            })
     })
 }
 
@@ -153,7 +162,9 @@ fn local_default(family: Family) -> RouteMessage {
     route.header.protocol = RouteProtocol::Static;
     route.header.scope = RouteScope::Host;
     route.header.kind = RouteType::Local;
-    route.attributes =
-        vec![RouteAttribute::Table(INBOUND_TABLE), RouteAttribute::Oif(LOOPBACK_INDEX)];
+    route.attributes = vec![
+        RouteAttribute::Table(INBOUND_TABLE),
+        RouteAttribute::Oif(LOOPBACK_INDEX),
+    ];
     route
 }

@@ -284,3 +284,6 @@ fn read_text(path: &Path, left: u64) -> Result<String, Unread> {
         )
     })
 }
+
+#[cfg(test)]
+mod tests;

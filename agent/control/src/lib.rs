@@ -7,6 +7,8 @@
 
 pub mod diagnostic;
 pub mod directory;
+#[cfg(test)]
+mod fixture;
 pub mod manifest;
 pub mod path;
 pub mod resources;

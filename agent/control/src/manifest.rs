@@ -1,5 +1,10 @@
 //! Files of YAML or JSON: split into documents, each with its line, so that one cannot spoil another.
-use std::{fmt, sync::Arc};
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -17,7 +22,15 @@ pub struct Document {
     pub line: usize,
     /// The document's text.
     pub text: String,
+    /// Lines that were searched for, by path.
+    located: Mutex<BTreeMap<String, usize>>,
 }
+
+/// Most text that is gone through, for one document, in search of lines. A search goes through the whole text,
+/// and a List can hold a hundred thousand mistakes.
+const MAX_SEARCHED_BYTES: usize = 64 << 20;
+/// Most lines of one document that are searched for; findings beyond it are given the document's own line.
+const MAX_LOCATED: usize = 10_000;
 
 /// Why a document is not data, and on which line of its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +58,21 @@ impl Document {
 
     /// The line in the file of the field at `path`, or of the nearest field above it that exists.
     pub fn line_of(&self, path: &Path) -> usize {
-        let steps = path.steps();
+        let mut located = self.located.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = path.to_string();
+        if let Some(line) = located.get(&name) {
+            return *line;
+        }
+        let affordable = (MAX_SEARCHED_BYTES / self.text.len().max(1)).min(MAX_LOCATED);
+        if located.len() >= affordable {
+            return self.line;
+        }
+        let line = self.search(path.steps());
+        located.insert(name, line);
+        line
+    }
+
+    fn search(&self, steps: &[Step]) -> usize {
         (0..=steps.len())
             .rev()
             .find_map(|length| find(&self.text, &steps[..length]))
@@ -135,6 +162,7 @@ impl Draft {
             file: file.clone(),
             line: self.line,
             text: self.text,
+            located: Mutex::default(),
         })
     }
 }
@@ -142,20 +170,40 @@ impl Draft {
 /// The line, from 1, of the field at `steps`. The parser tells positions only in errors, so the search ends in
 /// one on purpose when it is there.
 fn find(text: &str, steps: &[Step]) -> Option<usize> {
-    let found = Search(steps).deserialize(serde_norway::Deserializer::from_str(text));
-    let error = found.err()?;
-    error
-        .to_string()
-        .starts_with(FOUND)
+    let found = Cell::new(false);
+    let search = Search {
+        steps,
+        found: &found,
+    };
+    let error = search
+        .deserialize(serde_norway::Deserializer::from_str(text))
+        .err()?;
+    found
+        .get()
         .then(|| error.location().map_or(1, |at| at.line()))
 }
 
-/// What the error of a search that succeeded says.
-const FOUND: &str = "found the field";
-
-/// Goes down the steps and fails with [`FOUND`] at the last key, item, or the document itself.
+/// Goes down the steps, and fails at the last key, item, or the document itself, with `found` set.
 #[derive(Clone, Copy)]
-struct Search<'a>(&'a [Step]);
+struct Search<'a> {
+    steps: &'a [Step],
+    found: &'a Cell<bool>,
+}
+
+impl Search<'_> {
+    fn stop<E: Error>(self) -> E {
+        self.found.set(true);
+        E::custom("the search is over")
+    }
+
+    fn scalar<E: Error>(self) -> Result<(), E> {
+        if self.steps.is_empty() {
+            Err(self.stop())
+        } else {
+            Ok(())
+        }
+    }
+}
 
 impl<'de> DeserializeSeed<'de> for Search<'_> {
     type Value = ();
@@ -173,18 +221,24 @@ impl<'de> Visitor<'de> for Search<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let Some((step, rest)) = self.0.split_first() else {
-            return Err(A::Error::custom(FOUND));
+        let Some((step, rest)) = self.steps.split_first() else {
+            return Err(self.stop());
         };
         let Step::Key(wanted) = step else {
             return Ok(());
         };
         while let Some(matched) = map.next_key_seed(SearchKey {
             wanted,
-            is_last: rest.is_empty(),
+            search: Self {
+                steps: rest,
+                ..self
+            },
         })? {
             if matched {
-                return map.next_value_seed(Search(rest));
+                return map.next_value_seed(Self {
+                    steps: rest,
+                    ..self
+                });
             }
             map.next_value::<IgnoredAny>()?;
         }
@@ -192,8 +246,8 @@ impl<'de> Visitor<'de> for Search<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        let Some((step, rest)) = self.0.split_first() else {
-            return Err(A::Error::custom(FOUND));
+        let Some((step, rest)) = self.steps.split_first() else {
+            return Err(self.stop());
         };
         let Step::Index(wanted) = step else {
             return Ok(());
@@ -203,7 +257,11 @@ impl<'de> Visitor<'de> for Search<'_> {
                 return Ok(());
             }
         }
-        list.next_element_seed(Search(rest)).map(|_| ())
+        list.next_element_seed(Self {
+            steps: rest,
+            ..self
+        })
+        .map(|_| ())
     }
 
     fn visit_str<E: Error>(self, _: &str) -> Result<(), E> {
@@ -231,20 +289,10 @@ impl<'de> Visitor<'de> for Search<'_> {
     }
 }
 
-impl Search<'_> {
-    fn scalar<E: Error>(self) -> Result<(), E> {
-        if self.0.is_empty() {
-            Err(E::custom(FOUND))
-        } else {
-            Ok(())
-        }
-    }
-}
-
-/// Compares a key; fails with [`FOUND`] when it is the last step.
+/// Compares a key; `search` is what is left to do below it, and is over when that is nothing.
 struct SearchKey<'a> {
     wanted: &'a str,
-    is_last: bool,
+    search: Search<'a>,
 }
 
 impl<'de> DeserializeSeed<'de> for SearchKey<'_> {
@@ -264,7 +312,7 @@ impl<'de> Visitor<'de> for SearchKey<'_> {
 
     fn visit_str<E: Error>(self, key: &str) -> Result<bool, E> {
         match key == self.wanted {
-            true if self.is_last => Err(E::custom(FOUND)),
+            true if self.search.steps.is_empty() => Err(self.search.stop()),
             matched => Ok(matched),
         }
     }
@@ -362,6 +410,16 @@ mod tests {
             ),
             3
         );
+    }
+
+    #[test]
+    fn searches_in_a_huge_document_are_limited() {
+        let text = format!("a: 1\nb: {}\n", "x".repeat(MAX_SEARCHED_BYTES / 4));
+        let documents = split(&Arc::from("f"), &text);
+        let lines: Vec<usize> = (0..6)
+            .map(|index| documents[0].line_of(&Path::root().key("b").index(index)))
+            .collect();
+        assert_eq!(lines, [2, 2, 2, 1, 1, 1]);
     }
 
     #[test]

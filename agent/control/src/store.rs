@@ -147,10 +147,8 @@ pub struct Store {
 #[derive(Clone, Debug)]
 struct Held {
     resource: Arc<Resource>,
-    /// The file whose document keeps it in force.
-    file: Arc<str>,
-    /// `file:line` of that document.
-    place: String,
+    /// The document that keeps it in force.
+    origin: Origin,
     /// Whether it was read from a good document, and so may outlive that document's mistakes.
     is_good: bool,
 }
@@ -222,12 +220,11 @@ impl Admission<'_> {
                 false
             }
             File::Read(contents) => {
-                let told = contents
-                    .objects
-                    .iter()
-                    .map(|object| self.admit_object(object));
-                // Every object must be admitted, so this does not stop at the first `false`.
-                told.fold(true, |all, told| all && told)
+                let mut all_told = true;
+                for object in &contents.objects {
+                    all_told &= self.admit_object(object);
+                }
+                all_told
             }
             File::Unreadable { message, remedy } => {
                 self.about_file(name, message.clone(), remedy);
@@ -246,7 +243,7 @@ impl Admission<'_> {
             return true;
         }
         if let Some(first) = self.now.get(key) {
-            let message = format!("is also in {}, which wins", first.place);
+            let message = format!("is also in {}, which wins", first.origin.place());
             self.about(object, Severity::Error, message, "remove one of the two");
             return true;
         }
@@ -259,8 +256,7 @@ impl Admission<'_> {
     fn choose(&mut self, key: &Key, object: &Object) -> Option<Held> {
         let held = |resource: &Arc<Resource>, is_good| Held {
             resource: resource.clone(),
-            file: object.origin.document.file.clone(),
-            place: object.origin.place(),
+            origin: object.origin.clone(),
             is_good,
         };
         match &object.decoded.outcome {
@@ -289,7 +285,7 @@ impl Admission<'_> {
             .before
             .iter()
             .filter(|(key, held)| {
-                held.file == *name && held.is_good && !self.now.contains_key(*key)
+                held.origin.document.file == *name && held.is_good && !self.now.contains_key(*key)
             })
             .collect();
         if kept.is_empty() {
@@ -362,3 +358,6 @@ fn stand_in_message(stand_in: &Resource) -> &'static str {
         _ => "denies everything it selects until it can be read",
     }
 }
+
+#[cfg(test)]
+mod tests;

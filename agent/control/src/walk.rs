@@ -153,7 +153,7 @@ impl<W: Fn(PathBuf, Concern) -> io::Result<()>> Walk<W> {
             .parent()
             .zip(path.file_name())
             .map(|(above, name)| (above.to_owned(), name.to_owned()));
-        for (directory, name) in itself.into_iter().chain(links_on_the_way_to(path)) {
+        for (directory, name) in itself.into_iter().chain(links_and_end_of(path)) {
             // One that cannot be watched only makes its changes late; what it leads to is still read.
             if let Err(error) = self.watch(directory.clone(), Concern::name(name)) {
                 tracing::warn!(directory = %directory.display(), %error, "changes of a link to a manifest go unnoticed");
@@ -182,8 +182,8 @@ fn has_extension(path: &Path) -> bool {
         .is_some_and(|extension| EXTENSIONS.contains(&extension))
 }
 
-/// The symbolic links on the way to what the absolute `path` means: directory and name of each.
-fn links_on_the_way_to(path: &Path) -> Vec<(PathBuf, OsString)> {
+/// The symbolic links on the way to what the absolute `path` means, and that itself: directory and name of each.
+fn links_and_end_of(path: &Path) -> Vec<(PathBuf, OsString)> {
     let mut links = Vec::new();
     let mut rest = components(path);
     let mut resolved = PathBuf::new();
@@ -206,6 +206,8 @@ fn links_on_the_way_to(path: &Path) -> Vec<(PathBuf, OsString)> {
             rest.push_front(component);
         }
     }
+    let end = resolved.parent().zip(resolved.file_name());
+    links.extend(end.map(|(above, name)| (above.to_owned(), name.to_owned())));
     links
 }
 

@@ -10,10 +10,12 @@
 //! let certificate: Arc<WorkloadCertificate> = handle.load()?;               // hot path: lock-free, fails closed
 //! let tls: Arc<rustls::ClientConfig> = certificate.client_config(&expected_identities);
 //! let tls: Arc<rustls::ServerConfig> = certificate.server_config();
-//! let peer: Identity = tls::peer_identity(connection.peer_certificates())?;
+//! let peer: Identity = peer_identity(connection.peer_certificates().unwrap_or_default())?;
 //! let generation: watch::Receiver<u64> = handle.subscribe();                // changes at each rotation
 //! let table: Vec<CertificateReport> = cache.list();
 //! ```
+//!
+//! Tests of other crates enable the feature `testing` and make a `testing::TestMesh`.
 #![forbid(unsafe_code)]
 
 pub mod authority;
@@ -23,9 +25,10 @@ pub mod clock;
 mod gate;
 pub mod issuer;
 pub mod key;
+pub mod material;
 pub mod report;
 pub mod schedule;
-mod store;
+pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod tls;

@@ -1,5 +1,7 @@
 //! Judges the peer of a TLS handshake: its chain, its purpose, its validity, and whom it names.
 //!
+//! A certificate that lists extended key usages must list the right one; one that lists none may serve any use
+//! (RFC 5280, section 4.2.1.12). A refused chain is told in rustls's own errors, so that the peer gets the exact alert.
 //! Host names and SNI play no part: a workload is who its SPIFFE URI says (SPIFFE X.509-SVID, section 5).
 use std::{fmt, sync::Arc};
 

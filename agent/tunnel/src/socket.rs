@@ -65,6 +65,9 @@ impl Netns {
     ) -> io::Result<TcpStream> {
         let socket = self.socket(target)?;
         socket.set_mark(INBOUND_MARK)?;
+        // Without it an IPv4 packet to the pod's own address would seem to come in by that address's
+        // device, and inbound capture would take it for a client's.
+        socket.bind_device(Some(b"lo"))?;
         // A pod that calls itself through the mesh is local already.
         if client != target.ip() && client.is_ipv4() == target.is_ipv4() {
             match target {

@@ -5,7 +5,7 @@
 //! no NAT state. Whatever fails here refuses the connection: it never leaves uncaptured.
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_bind, bpf_get_netns_cookie},
+    helpers::{bpf_bind, bpf_get_netns_cookie, bpf_setsockopt},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
@@ -20,6 +20,8 @@ const REFUSE: i32 = 0;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const IPPROTO_TCP: u32 = 6;
+const SOL_SOCKET: i32 = 1;
+const SO_BINDTODEVICE: i32 = 25;
 
 /// 127.0.0.1 in network order.
 const LOOPBACK_IPV4: u32 = 0x7f00_0001_u32.to_be();
@@ -61,12 +63,12 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
         Verdict::Refuse => REFUSE,
         Verdict::Capture(pod) => {
             // A v4-mapped destination leaves the socket with an IPv4 connection.
-            let listener = if asked.ipv4().is_some() {
-                Address::from_ipv4(LOOPBACK_IPV4)
+            let (listener, own) = if asked.ipv4().is_some() {
+                (Address::from_ipv4(LOOPBACK_IPV4), pod.ipv4)
             } else {
-                bind_ipv6(&ctx, &pod);
-                LOOPBACK_IPV6
+                (LOOPBACK_IPV6, pod.ipv6)
             };
+            bind_ipv6(&ctx, own);
             // SAFETY: as above; these are writable fields of the context.
             unsafe {
                 (*ctx.sock_addr).user_ip6[0] = listener.0[0];
@@ -108,14 +110,18 @@ fn judge(ctx: &SockAddrContext, asked: Address) -> Verdict {
     // SAFETY: as above.
     let port = u16::from_be(unsafe { (*ctx.sock_addr).user_port } as u16);
     let destination = Destination { address: asked, port: port.into(), padding: 0 };
-    if remember(ctx, destination) {
-        count(Counter::Captured);
-        Verdict::Capture(pod)
-    } else {
+    if !release_device(ctx) {
+        count(Counter::Refused);
+        warn!(ctx, "a connection of a socket that is bound to a device was refused");
+        return Verdict::Refuse;
+    }
+    if !remember(ctx, destination) {
         count(Counter::Refused);
         warn!(ctx, "no room to keep the destination of a connection; it was refused");
-        Verdict::Refuse
+        return Verdict::Refuse;
     }
+    count(Counter::Captured);
+    Verdict::Capture(pod)
 }
 
 /// Whether a destination never leaves the pod: loopback, unspecified (the kernel reads it as loopback), or its own.
@@ -140,6 +146,32 @@ fn is_agent(ctx: &SockAddrContext) -> bool {
         (*socket).mark
     };
     mark != 0 && mark == settings.outbound_mark
+}
+
+/// Frees a socket that is bound to a device (`SO_BINDTODEVICE`): through it, packets for the listener
+/// would leave the pod. Fails where the application could not do this itself (`CAP_NET_RAW`).
+#[inline(always)]
+fn release_device(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the kernel passes a valid context; the verifier checks the read of the socket.
+    let bound = unsafe {
+        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        !socket.is_null() && (*socket).bound_dev_if != 0
+    };
+    if !bound {
+        return true;
+    }
+    let mut none = [0_u8; 4];
+    // SAFETY: the empty name lives on the stack for the call and its length is exact.
+    let result = unsafe {
+        bpf_setsockopt(
+            ctx.as_ptr(),
+            SOL_SOCKET,
+            SO_BINDTODEVICE,
+            none.as_mut_ptr().cast(),
+            none.len() as i32,
+        )
+    };
+    result == 0
 }
 
 /// Keeps the destination with the socket, replacing that of an earlier attempt.
@@ -185,14 +217,13 @@ fn bind_ipv4(ctx: &SockAddrContext, pod: &Pod) {
     };
 }
 
-/// As [`bind_ipv4`].
+/// As [`bind_ipv4`], for IPv6 sockets; the address may be a mapped one.
 #[inline(always)]
-fn bind_ipv6(ctx: &SockAddrContext, pod: &Pod) {
-    if pod.ipv6 == Address::default() {
+fn bind_ipv6(ctx: &SockAddrContext, own: Address) {
+    if own == Address::default() {
         return;
     }
-    let mut local =
-        SockaddrIn6 { family: AF_INET6, port: 0, flow: 0, address: pod.ipv6.0, scope: 0 };
+    let mut local = SockaddrIn6 { family: AF_INET6, port: 0, flow: 0, address: own.0, scope: 0 };
     // SAFETY: the address lives on the stack for the call and its length is exact.
     let _ = unsafe {
         bpf_bind(

@@ -2,6 +2,8 @@
 //!
 //! At `TCP_CONNECT` the source port is chosen and no packet has left, so the entry is there before
 //! the agent can accept the connection. The agent takes it by the peer address of the accepted socket.
+use core::ptr::read_volatile;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::BPF_SOCK_OPS_TCP_CONNECT_CB,
@@ -46,12 +48,7 @@ fn file(ctx: &SockOpsContext) {
         }
         *stored
     };
-    let local = ctx.local_ip6();
-    let address = if ctx.family() == AF_INET || Address(local).0[2] == Address::MAPPED {
-        Address::from_ipv4(ctx.local_ip4())
-    } else {
-        Address(local)
-    };
+    let address = near_end(ctx);
     let key = FlowKey {
         // SAFETY: the helper accepts this context.
         netns_cookie: unsafe { bpf_get_netns_cookie(ctx.as_ptr()) },
@@ -63,5 +60,23 @@ fn file(ctx: &SockOpsContext) {
         // The agent finds no entry and refuses the connection.
         count(Counter::Refused);
         warn!(ctx, "no room to file a captured connection; it will be refused");
+    }
+}
+
+/// The application's address; a v4-mapped socket has it mapped already.
+#[inline(always)]
+fn near_end(ctx: &SockOpsContext) -> Address {
+    // SAFETY: the kernel passes a valid context. The reads are volatile because the verifier takes them
+    // at fixed offsets alone: the compiler would merge those of the two branches.
+    unsafe {
+        let ops = ctx.ops;
+        let ipv4 = read_volatile(&raw const (*ops).local_ip4);
+        let ipv6 = [
+            read_volatile(&raw const (*ops).local_ip6[0]),
+            read_volatile(&raw const (*ops).local_ip6[1]),
+            read_volatile(&raw const (*ops).local_ip6[2]),
+            read_volatile(&raw const (*ops).local_ip6[3]),
+        ];
+        if ctx.family() == AF_INET { Address::from_ipv4(ipv4) } else { Address(ipv6) }
     }
 }

@@ -3,6 +3,11 @@
 //! Run as root: `cargo test -p undermesh-tests --test scenarios [FILTER]`. A scenario that lacks a
 //! program, or root, is ignored with the reason.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "in a scenario, an error that is unwrapped is a failure of the test"
+)]
+
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
@@ -13,6 +18,22 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use undermesh_tests::place::installed;
 use undermesh_tests::{Error, Result, Sandbox, Testbed};
 
+mod access_log;
+mod addresses;
+mod agent_failure;
+mod authorization;
+mod bad_manifests;
+mod bulk;
+mod certificates;
+mod ciphertext;
+mod conversations;
+mod curl_reaches_nginx;
+mod databases;
+mod endpoints;
+mod enrollment;
+mod many_connections;
+mod mutual_tls;
+mod outside_the_mesh;
 mod testbed;
 
 /// No scenario takes longer; one that does is stuck, and its logs are wanted.
@@ -58,7 +79,25 @@ impl Scenario {
 }
 
 /// Every scenario, by file.
-const SCENARIOS: &[&[Scenario]] = &[testbed::SCENARIOS];
+const SCENARIOS: &[&[Scenario]] = &[
+    testbed::SCENARIOS,
+    curl_reaches_nginx::SCENARIOS,
+    ciphertext::SCENARIOS,
+    access_log::SCENARIOS,
+    mutual_tls::SCENARIOS,
+    authorization::SCENARIOS,
+    databases::SCENARIOS,
+    conversations::SCENARIOS,
+    addresses::SCENARIOS,
+    enrollment::SCENARIOS,
+    endpoints::SCENARIOS,
+    agent_failure::SCENARIOS,
+    outside_the_mesh::SCENARIOS,
+    bad_manifests::SCENARIOS,
+    certificates::SCENARIOS,
+    bulk::SCENARIOS,
+    many_connections::SCENARIOS,
+];
 
 /// What all scenarios share.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use undermesh_tests::apps::{self, NGINX_PORT, PAGE_SIZE};
 use undermesh_tests::{Family, Pod, Result, Shop, Testbed, tcp};
@@ -133,7 +134,8 @@ fn dead_pod_does_not_answer(bed: &Testbed) -> Result<()> {
         .run(|| tcp::expect(address, b"hello", b"hello"))?
         .unwrap();
     shop.near.lose_network()?;
-    let refused = shop.client.run(|| tcp::connect(address))?;
+    let limit = Duration::from_secs(2);
+    let refused = shop.client.run(|| tcp::connect_within(limit, address))?;
     assert!(refused.is_err(), "{refused:?}");
     Ok(())
 }

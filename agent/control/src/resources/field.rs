@@ -351,10 +351,10 @@ impl<'a> Fields<'a> {
         let (_, value) = self.entries.iter().find(|(key, _)| key == name)?;
         let path = self.node.path.key(name);
         if *value == Value::Null {
-            // Kubernetes drops it; where it would have narrowed a policy, its author must know.
+            // Kubernetes drops it; in a policy it could have narrowed what is allowed.
             if self.node.report.unknown_field == Severity::Error && !self.node.path.is_root() {
                 self.node.report.add(
-                    Severity::Warning,
+                    Severity::Error,
                     &path,
                     "has no value",
                     "give it one or remove it",

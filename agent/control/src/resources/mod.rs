@@ -112,6 +112,15 @@ pub struct Decoded {
 /// Reads one object.
 pub fn decode(value: &Value, origin: &Origin) -> Decoded {
     let report = Report::new(Severity::Error);
+    if is_foreign(value) {
+        let remedy = "move it elsewhere, or add apiVersion, kind and metadata";
+        Node::root(value, &report).warn("is no Kubernetes object and has no effect", remedy);
+        return Decoded {
+            key: None,
+            outcome: Outcome::Bad(None),
+            problems: report.into_problems(),
+        };
+    }
     let fields = Node::root(value, &report).any_fields();
     let api_version = fields.required("apiVersion");
     let kind = fields.required("kind");
@@ -151,6 +160,12 @@ pub fn decode(value: &Value, origin: &Origin) -> Decoded {
             }
         }
     }
+}
+
+/// Whether a map has nothing that marks an object, as files of other programs in the same directory.
+fn is_foreign(value: &Value) -> bool {
+    let marks = ["apiVersion", "kind", "metadata", "spec"];
+    matches!(value, Value::Map(_)) && marks.iter().all(|mark| value.get(mark).is_none())
 }
 
 /// The key of an object whose metadata is not checked.

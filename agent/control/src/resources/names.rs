@@ -81,17 +81,26 @@ pub fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
         .map(|(_, found)| found)
 }
 
-/// Levenshtein distance, upper and lower case being equal.
+/// Edits from one word to the other, swapped neighbours being one, upper and lower case being equal.
 fn distance(name: &[char], candidate: &str) -> usize {
+    let candidate: Vec<char> = candidate.chars().flat_map(char::to_lowercase).collect();
+    let mut above: Vec<usize> = Vec::new();
     let mut row: Vec<usize> = (0..=name.len()).collect();
-    for (line, theirs) in candidate.chars().flat_map(char::to_lowercase).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = line + 1;
+    for (line, theirs) in candidate.iter().enumerate() {
+        let mut next = vec![line + 1];
         for (column, ours) in name.iter().enumerate() {
-            let substituted = diagonal + usize::from(*ours != theirs);
-            diagonal = row[column + 1];
-            row[column + 1] = substituted.min(diagonal + 1).min(row[column] + 1);
+            let substituted = row[column] + usize::from(ours != theirs);
+            let mut best = substituted.min(row[column + 1] + 1).min(next[column] + 1);
+            let swapped = line > 0
+                && column > 0
+                && candidate[line - 1] == *ours
+                && name[column - 1] == *theirs;
+            if swapped {
+                best = best.min(above[column - 1] + 1);
+            }
+            next.push(best);
         }
+        above = std::mem::replace(&mut row, next);
     }
     row[name.len()]
 }
@@ -126,6 +135,7 @@ mod tests {
         assert_eq!(nearest("princpals", &known), Some("principals"));
         assert_eq!(nearest("notprincipals", &known), Some("notPrincipals"));
         assert_eq!(nearest("port", &known), Some("ports"));
+        assert_eq!(nearest("Pdo", &["Node", "Pod"]), Some("Pod"));
         assert_eq!(nearest("colour", &known), None);
     }
 }

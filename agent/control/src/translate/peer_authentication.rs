@@ -123,7 +123,7 @@ impl<'a> Ranking<'a> {
 
 fn report_second(source: &PeerAuthentication, first: &PeerAuthentication, findings: &mut Findings) {
     let message = format!(
-        "has no effect: {} is older and has the same scope",
+        "has no effect: {} has the same scope and wins",
         first.metadata.key
     );
     findings.add(

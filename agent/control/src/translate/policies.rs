@@ -14,7 +14,7 @@ use crate::{
     path::Path,
     resources::{
         field::Labels,
-        security::{self, AuthorizationPolicy, Effect, PolicyTarget},
+        security::{AuthorizationPolicy, Effect, PolicyTarget, rules},
     },
     settings::Settings,
 };
@@ -125,7 +125,7 @@ fn effect(source: &AuthorizationPolicy, findings: &mut Findings) -> Option<(Acti
 /// Rules that need HTTP are left out: what they would allow stays refused.
 fn allow_rules(
     source: &AuthorizationPolicy,
-    rules: &[security::Rule],
+    rules: &[rules::Rule],
     findings: &mut Findings,
 ) -> Vec<Rule> {
     let mut allowed = Vec::new();
@@ -150,7 +150,7 @@ fn allow_rules(
 /// Conditions that need HTTP count as true: what they might deny is refused.
 fn deny_rules(
     source: &AuthorizationPolicy,
-    rules: &[security::Rule],
+    rules: &[rules::Rule],
     findings: &mut Findings,
 ) -> Vec<Rule> {
     for (position, rule) in rules.iter().enumerate() {
@@ -170,14 +170,14 @@ fn deny_rules(
     rules.iter().map(l4_rule).collect()
 }
 
-fn http_fields(rule: &security::Rule) -> impl Iterator<Item = &Path> {
+fn http_fields(rule: &rules::Rule) -> impl Iterator<Item = &Path> {
     rule.clauses
         .iter()
         .flat_map(|clause| &clause.alternatives)
         .flat_map(|alternative| &alternative.http)
 }
 
-fn l4_rule(rule: &security::Rule) -> Rule {
+fn l4_rule(rule: &rules::Rule) -> Rule {
     Rule {
         clauses: rule.clauses.iter().filter_map(l4_clause).collect(),
     }
@@ -185,8 +185,8 @@ fn l4_rule(rule: &security::Rule) -> Rule {
 
 /// The clause without its HTTP conditions; nothing when one alternative is thereby always true, and the clause
 /// with it.
-fn l4_clause(clause: &security::Clause) -> Option<Clause> {
-    let is_always_true = |alternative: &security::Alternative| alternative.l4 == Default::default();
+fn l4_clause(clause: &rules::Clause) -> Option<Clause> {
+    let is_always_true = |alternative: &rules::Alternative| alternative.l4 == Default::default();
     if clause.alternatives.iter().any(is_always_true) {
         return None;
     }

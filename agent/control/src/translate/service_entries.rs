@@ -21,7 +21,7 @@ use crate::{
     path::Path,
     resources::{
         metadata::Metadata,
-        networking::{Entry, EntryPort, Resolution, ServiceEntry},
+        networking::{Address, Entry, EntryPort, Resolution, ServiceEntry},
     },
     settings::Settings,
 };
@@ -68,7 +68,7 @@ impl<'a> Translator<'_, '_, 'a> {
             let owners = self.first.entry(host.clone()).or_default();
             let is_oldest = owners.is_empty();
             if let Some(first) = owners.get(source.metadata.namespace()) {
-                let message = format!("is also in {}, which is older and wins", first.key);
+                let message = format!("is also in {}, which wins", first.key);
                 let path = spec("hosts").index(position);
                 self.findings.add(
                     &source.metadata,
@@ -185,7 +185,7 @@ impl<'a> Translator<'_, '_, 'a> {
     /// Makes the workload of a listed endpoint; its uid, when it has an address.
     fn listed_workload(&mut self, source: &ServiceEntry, entry: &Entry) -> Option<Arc<str>> {
         let metadata = &source.metadata;
-        let crate::resources::networking::Address::Ip(address) = entry.address else {
+        let Address::Ip(address) = entry.address else {
             return None;
         };
         let (namespace, name) = (metadata.namespace(), metadata.name());

@@ -1,11 +1,21 @@
 //! The CA on real directories: what it makes, what it signs, and what it refuses to start with.
 use std::{fs, os::unix::fs::PermissionsExt, process::Command, sync::Barrier, thread};
 
+use rcgen::{BasicConstraints, DnType};
 use tempfile::TempDir;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::*;
-use crate::{clock::SystemClock, testing::ManualClock};
+use crate::{
+    certificate::{self, Certificate},
+    clock::SystemClock,
+    material::{
+        CA_CERTIFICATE, CA_KEY, CHAIN, ROOT_CERTIFICATE, ROOT_KEY, ROOT_LIFETIME, base_params,
+        self_signed,
+    },
+    store,
+    testing::ManualClock,
+};
 
 const CART: &str = "spiffe://cluster.local/ns/shop/sa/cart";
 
@@ -301,6 +311,7 @@ fn cacerts(algorithm: &'static rcgen::SignatureAlgorithm) -> TempDir {
         .push(DnType::CommonName, "Intermediate CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.use_authority_key_identifier_extension = true;
     let root_issuer = rcgen::Issuer::from_ca_cert_der(root.der(), root_key).unwrap();
     let ca = params.signed_by(&ca_key, &root_issuer).unwrap();
     write_key(&directory.path().join(CA_KEY), &ca_key.serialize_pem());
@@ -392,4 +403,15 @@ fn openssl_accepts_the_chain() {
             String::from_utf8_lossy(&output.stderr)
         );
     }
+}
+
+#[test]
+fn during_a_root_rotation_the_key_finds_its_root_among_several() {
+    let (directory, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (own, old) = (open(directory.path()).unwrap(), open(other.path()).unwrap());
+    let bundle = certificate::to_pem(old.roots().iter().chain(own.roots()));
+    fs::write(directory.path().join(ROOT_CERTIFICATE), bundle).unwrap();
+    let (issued, _) = sign(&open(directory.path()).unwrap(), BACKDATE);
+    assert_eq!(issued.roots.len(), 2);
+    assert!(issued.intermediates.is_empty());
 }

@@ -1,0 +1,570 @@
+//! Enrollment and release of pods, in the order that leaves no moment of half capture.
+//!
+//! Enrolling: listeners, settings, routes ([`Capture::prepare`]); then the caller gets the identity and
+//! serves; then inbound and, last, outbound capture ([`Capture::activate`]). The last step is one write
+//! of a map entry. Releasing is the reverse: [`Capture::deactivate`], drain, [`Capture::forget`].
+//! What is to be done is on disk before it is done, so that an agent that stops at any step leaves a
+//! pod that the next one finishes or undoes ([`Capture::recover`]).
+use std::{
+    collections::BTreeMap,
+    net::TcpListener,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use aya::maps::MapError;
+use undermesh_abi::{COUNTERS, MAX_PODS, Pod};
+
+use crate::{
+    destinations::Destinations,
+    enrollment::Enrollment,
+    error::{CaptureError, Problem},
+    features,
+    listeners::{self, WorkerListeners},
+    log::KernelLog,
+    netlink::Netlink,
+    netns::{Netns, NetnsError},
+    pod::{self, Life},
+    programs::{Pins, Programs},
+    routes::{self, Addresses},
+    state::{Intent, PodState, Store},
+    sysctl::{self, Previous},
+};
+
+/// Where capture works and keeps what outlives the agent.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// A mounted BPF file system; everything is pinned in `undermesh` below it.
+    pub bpffs: PathBuf,
+    /// The cgroup v2 folder above the pods.
+    pub cgroup: PathBuf,
+    /// Where the state of the pods is kept.
+    pub state_dir: PathBuf,
+    /// Number of workers that accept connections, each with its own listeners; at least one.
+    pub workers: usize,
+}
+
+/// A pod that is enrolled, or on its way to or from it. Cheap to clone.
+///
+/// It keeps the network namespace alive: drop it once the pod is gone.
+#[derive(Clone, Debug)]
+pub struct EnrolledPod(Arc<PodParts>);
+
+#[derive(Debug)]
+struct PodParts {
+    enrollment: Enrollment,
+    netns: Netns,
+    addresses: Addresses,
+    outbound_mark: u32,
+}
+
+impl EnrolledPod {
+    /// Who the pod is.
+    pub fn enrollment(&self) -> &Enrollment {
+        &self.0.enrollment
+    }
+
+    /// The cookie of its network namespace, by which all calls name it.
+    pub fn cookie(&self) -> u64 {
+        self.0.netns.cookie()
+    }
+
+    /// Its network namespace, open.
+    pub fn netns(&self) -> &Netns {
+        &self.0.netns
+    }
+
+    /// Its addresses when it was enrolled.
+    pub fn addresses(&self) -> &Addresses {
+        &self.0.addresses
+    }
+
+    /// The socket mark (`SO_MARK`) that keeps the agent's own connections from being captured.
+    pub fn outbound_mark(&self) -> u32 {
+        self.0.outbound_mark
+    }
+}
+
+/// A pod whose listeners are open and whose traffic is not captured yet.
+///
+/// Serve its listeners, then call [`Capture::activate`]; or undo it by [`Capture::forget`].
+#[derive(Debug)]
+#[must_use = "activate it, or forget its cookie"]
+pub struct Prepared {
+    pod: EnrolledPod,
+    listeners: Vec<WorkerListeners>,
+    /// The first worker's plaintext sockets: `sk_lookup` names one, the kernel picks among all that share its port.
+    plaintext: Vec<TcpListener>,
+}
+
+impl Prepared {
+    /// The pod.
+    pub fn pod(&self) -> &EnrolledPod {
+        &self.pod
+    }
+
+    /// The listeners, one element for each worker; empty when they have been taken.
+    pub fn take_listeners(&mut self) -> Vec<WorkerListeners> {
+        std::mem::take(&mut self.listeners)
+    }
+}
+
+/// How far a pod has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Its listeners are open; nothing is captured yet.
+    Prepared,
+    /// Its connections are captured.
+    Active,
+    /// New connections are not captured any more; those that run go on.
+    Draining,
+}
+
+/// Connections counted by the kernel programs since they were first loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Outbound connections steered to the agent.
+    pub captured: u64,
+    /// Outbound connections of enrolled pods left alone.
+    pub skipped: u64,
+    /// Outbound connections refused because their destination could not be kept.
+    pub refused: u64,
+    /// Inbound plain connections handed to the agent.
+    pub inbound_assigned: u64,
+    /// Inbound plain connections refused because the agent had no listener.
+    pub inbound_refused: u64,
+}
+
+/// What [`Capture::recover`] found.
+#[derive(Debug, Default)]
+pub struct Recovery {
+    /// Pods to be served and activated again.
+    pub prepared: Vec<Prepared>,
+    /// What needs a look; traffic that it concerns is refused meanwhile.
+    pub problems: Vec<Problem>,
+}
+
+/// Capture on one node.
+pub struct Capture {
+    pins: Pins,
+    workers: usize,
+    destinations: Destinations,
+    outbound_mark: u32,
+    /// Changes are made one at a time.
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    programs: Programs,
+    store: Store,
+    pods: BTreeMap<u64, Entry>,
+    /// Counts of pods that are gone.
+    retired: [u64; COUNTERS as usize],
+}
+
+struct Entry {
+    pod: EnrolledPod,
+    phase: Phase,
+    previous: Previous,
+}
+
+impl Capture {
+    /// Checks the node, and loads the programs or takes over those of an earlier agent.
+    ///
+    /// # Errors
+    /// When the node lacks something (the error names it and the remedy), or another agent is running.
+    pub fn open(settings: Settings) -> Result<Self, CaptureError> {
+        features::probe(&settings.bpffs, &settings.cgroup)?;
+        let store = Store::open(&settings.state_dir)?;
+        let pins = Pins::new(&settings.bpffs);
+        let programs = Programs::load(&pins, &settings.cgroup)?;
+        Ok(Self {
+            pins,
+            workers: settings.workers.max(1),
+            destinations: Destinations::new(programs.pending().map_err(CaptureError::Network)?),
+            outbound_mark: programs.outbound_mark(),
+            inner: Mutex::new(Inner {
+                programs,
+                store,
+                pods: BTreeMap::new(),
+                retired: [0; COUNTERS as usize],
+            }),
+        })
+    }
+
+    /// The destinations of captured connections.
+    pub fn destinations(&self) -> Destinations {
+        self.destinations.clone()
+    }
+
+    /// The messages of the kernel programs; the first call alone gets them.
+    pub fn take_log(&self) -> Option<KernelLog> {
+        self.lock().programs.take_log()
+    }
+
+    /// All pods, by cookie.
+    pub fn pods(&self) -> Vec<(EnrolledPod, Phase)> {
+        self.lock()
+            .pods
+            .values()
+            .map(|entry| (entry.pod.clone(), entry.phase))
+            .collect()
+    }
+
+    /// Opens the listeners of a pod and makes its namespace ready. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// [`CaptureError::AlreadyEnrolled`] carries the pod when it is enrolled just so;
+    /// [`CaptureError::Conflict`] when its name or namespace is taken. After any error nothing is left behind.
+    pub fn prepare(&self, enrollment: &Enrollment) -> Result<Prepared, CaptureError> {
+        let netns = Netns::open(enrollment.netns())?;
+        let mut inner = self.lock();
+        inner.check_free(enrollment, netns.cookie())?;
+        inner.sweep(&self.pins)?;
+        if inner.pods.len() >= MAX_PODS as usize {
+            return Err(CaptureError::Full);
+        }
+        let previous = netns.run(sysctl::read)??;
+        inner
+            .store
+            .save(netns.cookie(), Intent::Enroll, enrollment, &previous)?;
+        match self.set_up(enrollment, netns) {
+            Ok(prepared) => {
+                inner.add(&prepared.pod, previous);
+                Ok(prepared)
+            }
+            Err((netns, error)) => {
+                if let Err(undoing) = undo(&netns, &previous) {
+                    tracing::warn!(pod = %enrollment, error = %undoing, "cannot put the namespace back");
+                }
+                inner.store.remove(netns.cookie())?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Captures a prepared pod's connections: inbound first, then, by one map entry, outbound.
+    ///
+    /// # Errors
+    /// When the pod was forgotten meanwhile or the kernel refuses; then call [`Capture::forget`].
+    pub fn activate(&self, prepared: Prepared) -> Result<EnrolledPod, CaptureError> {
+        let mut inner = self.lock();
+        let pod = prepared.pod;
+        let cookie = pod.cookie();
+        if inner.entry(cookie)?.phase != Phase::Prepared {
+            return Err(CaptureError::AlreadyEnrolled(pod));
+        }
+        pod::attach(&self.pins, pod.netns(), &prepared.plaintext)?;
+        inner
+            .programs
+            .pods
+            .insert(cookie, kernel_entry(pod.addresses()), 0)?;
+        inner.entry(cookie)?.phase = Phase::Active;
+        Ok(pod)
+    }
+
+    /// Ends the capture of new connections; those that run go on through the agent.
+    ///
+    /// # Errors
+    /// When the pod is not enrolled, or the state or the kernel's maps cannot be written.
+    pub fn deactivate(&self, cookie: u64) -> Result<(), CaptureError> {
+        self.lock().deactivate(&self.pins, cookie)
+    }
+
+    /// Undoes everything of a pod whose connections have drained, in whatever phase it is.
+    ///
+    /// # Errors
+    /// When the pod is not enrolled, or something could not be undone; it can be called again then.
+    pub fn forget(&self, cookie: u64) -> Result<(), CaptureError> {
+        let mut inner = self.lock();
+        inner.deactivate(&self.pins, cookie)?;
+        let entry = inner.entry(cookie)?;
+        undo(entry.pod.netns(), &entry.previous)?;
+        inner.retire(&self.pins, cookie)?;
+        inner.store.remove(cookie)?;
+        inner.pods.remove(&cookie);
+        Ok(())
+    }
+
+    /// Lets go of a pod whose network namespace is not at its path any more.
+    ///
+    /// What may still run in that namespace stays captured and refused; the kernel's entries go when
+    /// the namespace itself is gone, with the next enrollment or recovery.
+    ///
+    /// # Errors
+    /// When the pod is not enrolled or its state cannot be removed.
+    pub fn vanished(&self, cookie: u64) -> Result<(), CaptureError> {
+        let mut inner = self.lock();
+        inner.entry(cookie)?;
+        inner.store.remove(cookie)?;
+        inner.pods.remove(&cookie);
+        Ok(())
+    }
+
+    /// Takes over the pods of an earlier agent; call it once, before the first enrollment.
+    ///
+    /// # Errors
+    /// When the state folder or the BPF file system cannot be read. What concerns one pod is in [`Recovery::problems`].
+    pub fn recover(&self) -> Result<Recovery, CaptureError> {
+        let mut inner = self.lock();
+        let mut recovery = Recovery::default();
+        for state in inner.store.list()? {
+            match state {
+                Ok(state) => self.recover_pod(&mut inner, state, &mut recovery)?,
+                Err(error) => recovery.problems.push(Problem::State(error)),
+            }
+        }
+        for cookie in inner.sweep(&self.pins)? {
+            recovery.problems.push(Problem::Stray(cookie));
+        }
+        Ok(recovery)
+    }
+
+    /// The counters of the kernel programs.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn counters(&self) -> Result<Counters, CaptureError> {
+        let inner = self.lock();
+        let mut sums = inner.programs.counts()?;
+        add(&mut sums, inner.retired);
+        for cookie in inner.pods.keys() {
+            add(&mut sums, pod::counts(&self.pins, *cookie)?);
+        }
+        let [
+            captured,
+            skipped,
+            refused,
+            inbound_assigned,
+            inbound_refused,
+        ] = sums;
+        Ok(Counters {
+            captured,
+            skipped,
+            refused,
+            inbound_assigned,
+            inbound_refused,
+        })
+    }
+
+    fn recover_pod(
+        &self,
+        inner: &mut Inner,
+        state: PodState,
+        recovery: &mut Recovery,
+    ) -> Result<(), CaptureError> {
+        let PodState {
+            cookie,
+            intent,
+            enrollment,
+            previous,
+            ..
+        } = state;
+        let netns = Netns::open(enrollment.netns())
+            .ok()
+            .filter(|netns| netns.cookie() == cookie);
+        match (intent, netns) {
+            (Intent::Enroll, Some(netns)) => match self.set_up(&enrollment, netns) {
+                Ok(prepared) => {
+                    inner.add(&prepared.pod, previous);
+                    recovery.prepared.push(prepared);
+                }
+                Err((_, error)) => recovery.problems.push(Problem::Pod {
+                    pod: enrollment,
+                    error: Box::new(error),
+                }),
+            },
+            // The sweep tells whether the namespace is gone, or lives on without its path.
+            (Intent::Enroll, None) => inner.store.remove(cookie)?,
+            (Intent::Release, netns) => {
+                inner.uncapture(&self.pins, cookie)?;
+                if let Some(netns) = netns {
+                    undo(&netns, &previous)?;
+                }
+                inner.retire(&self.pins, cookie)?;
+                inner.store.remove(cookie)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a namespace ready; everything in it may be there already from an earlier agent.
+    fn set_up(
+        &self,
+        enrollment: &Enrollment,
+        netns: Netns,
+    ) -> Result<Prepared, (Netns, CaptureError)> {
+        let inside = || -> Result<_, CaptureError> {
+            let netlink = Netlink::open().map_err(CaptureError::Network)?;
+            routes::raise_loopback(&netlink).map_err(CaptureError::Network)?;
+            let addresses = routes::addresses(&netlink).map_err(CaptureError::Network)?;
+            if addresses.all().is_empty() {
+                return Err(CaptureError::NoAddress(enrollment.clone()));
+            }
+            let listeners = listeners::open(&addresses, self.workers)?;
+            sysctl::apply()?;
+            for family in addresses.families() {
+                routes::add(&netlink, family).map_err(CaptureError::Network)?;
+            }
+            let plaintext = listeners
+                .first()
+                .into_iter()
+                .flat_map(|worker| &worker.plaintext)
+                .map(TcpListener::try_clone)
+                .collect::<Result<_, _>>()
+                .map_err(CaptureError::Network)?;
+            Ok((addresses, listeners, plaintext))
+        };
+        match flatten(netns.run(inside)) {
+            Ok((addresses, listeners, plaintext)) => {
+                let pod = EnrolledPod(Arc::new(PodParts {
+                    enrollment: enrollment.clone(),
+                    netns,
+                    addresses,
+                    outbound_mark: self.outbound_mark,
+                }));
+                Ok(Prepared {
+                    pod,
+                    listeners,
+                    plaintext,
+                })
+            }
+            Err(error) => Err((netns, error)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn entry(&mut self, cookie: u64) -> Result<&mut Entry, CaptureError> {
+        self.pods
+            .get_mut(&cookie)
+            .ok_or(CaptureError::NotEnrolled(cookie))
+    }
+
+    fn add(&mut self, pod: &EnrolledPod, previous: Previous) {
+        let entry = Entry {
+            pod: pod.clone(),
+            phase: Phase::Prepared,
+            previous,
+        };
+        self.pods.insert(pod.cookie(), entry);
+    }
+
+    fn check_free(&self, enrollment: &Enrollment, cookie: u64) -> Result<(), CaptureError> {
+        let holder = self.pods.values().find(|entry| {
+            entry.pod.cookie() == cookie || entry.pod.enrollment().has_same_name(enrollment)
+        });
+        let Some(Entry { pod, .. }) = holder else {
+            return Ok(());
+        };
+        if pod.cookie() == cookie && pod.enrollment().is_same_pod(enrollment) {
+            return Err(CaptureError::AlreadyEnrolled(pod.clone()));
+        }
+        Err(CaptureError::Conflict {
+            wanted: enrollment.clone(),
+            holder: pod.enrollment().clone(),
+        })
+    }
+
+    fn deactivate(&mut self, pins: &Pins, cookie: u64) -> Result<(), CaptureError> {
+        let entry = self
+            .pods
+            .get(&cookie)
+            .ok_or(CaptureError::NotEnrolled(cookie))?;
+        self.store.save(
+            cookie,
+            Intent::Release,
+            entry.pod.enrollment(),
+            &entry.previous,
+        )?;
+        self.uncapture(pins, cookie)?;
+        self.entry(cookie)?.phase = Phase::Draining;
+        Ok(())
+    }
+
+    /// Takes the map entry away, then the program; either may be gone already.
+    fn uncapture(&mut self, pins: &Pins, cookie: u64) -> Result<(), CaptureError> {
+        match self.programs.pods.remove(&cookie) {
+            Err(error) if !is_missing(&error) => return Err(error.into()),
+            _ => {}
+        }
+        Ok(pod::detach(pins, cookie)?)
+    }
+
+    /// Removes what is pinned for a pod, keeping its counts.
+    fn retire(&mut self, pins: &Pins, cookie: u64) -> Result<(), CaptureError> {
+        add(&mut self.retired, pod::counts(pins, cookie)?);
+        Ok(pod::remove(pins, cookie)?)
+    }
+
+    /// Removes what the kernel keeps of namespaces that are gone, and returns the cookies of unknown
+    /// pods that are not: their connections stay refused.
+    fn sweep(&mut self, pins: &Pins) -> Result<Vec<u64>, CaptureError> {
+        let mut unknown = pod::pinned(pins)?;
+        for cookie in self.programs.pods.keys() {
+            unknown.push(cookie?);
+        }
+        unknown.sort_unstable();
+        unknown.dedup();
+        unknown.retain(|cookie| !self.pods.contains_key(cookie));
+        let mut stray = Vec::new();
+        for cookie in unknown {
+            let captured = self.programs.pods.get(&cookie, 0).is_ok();
+            match pod::life(pins, cookie)? {
+                // Without an entry it is a remnant of an activation or release that was cut short.
+                Life::Alive | Life::Unknown if captured => stray.push(cookie),
+                _ => {
+                    self.uncapture(pins, cookie)?;
+                    self.retire(pins, cookie)?;
+                }
+            }
+        }
+        Ok(stray)
+    }
+}
+
+/// Puts a namespace back as it was before enrollment.
+fn undo(netns: &Netns, previous: &Previous) -> Result<(), CaptureError> {
+    flatten(netns.run(|| -> Result<(), CaptureError> {
+        let netlink = Netlink::open().map_err(CaptureError::Network)?;
+        for family in routes::FAMILIES {
+            routes::remove(&netlink, family).map_err(CaptureError::Network)?;
+        }
+        Ok(sysctl::restore(previous)?)
+    }))
+}
+
+fn kernel_entry(addresses: &Addresses) -> Pod {
+    Pod {
+        ipv4: addresses
+            .ipv4()
+            .map(|address| std::net::IpAddr::from(address).into())
+            .unwrap_or_default(),
+        ipv6: addresses
+            .ipv6()
+            .map(|address| std::net::IpAddr::from(address).into())
+            .unwrap_or_default(),
+    }
+}
+
+fn add(sums: &mut [u64; COUNTERS as usize], more: [u64; COUNTERS as usize]) {
+    for (sum, count) in sums.iter_mut().zip(more) {
+        *sum += count;
+    }
+}
+
+fn is_missing(error: &MapError) -> bool {
+    match error {
+        MapError::KeyNotFound | MapError::ElementNotFound => true,
+        MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::ENOENT),
+        _ => false,
+    }
+}
+
+fn flatten<T>(result: Result<Result<T, CaptureError>, NetnsError>) -> Result<T, CaptureError> {
+    result?
+}

@@ -1,0 +1,3 @@
+//! Enrolling, releasing, restarting, vanishing.
+use crate::Test;
+pub const TESTS: &[Test] = &[];

@@ -1,0 +1,37 @@
+//! Capture on the real kernel: needs root, and is skipped without it.
+//!
+//! The tests run one after another: this process moves into each test's cgroup.
+mod agent;
+mod bed;
+mod inbound;
+mod lifecycle;
+mod outbound;
+
+use libtest_mimic::{Arguments, Completion, Trial};
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let root = nix::unistd::geteuid().is_root();
+    if root {
+        bed::isolate();
+    }
+    let mut trials = Vec::new();
+    for (name, test) in outbound::TESTS
+        .iter()
+        .chain(inbound::TESTS)
+        .chain(lifecycle::TESTS)
+    {
+        trials.push(Trial::ignorable_test(*name, move || {
+            if !root {
+                return Ok(Completion::ignored_with("needs root"));
+            }
+            test();
+            Ok(Completion::Completed)
+        }));
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// A test by its name.
+type Test = (&'static str, fn());

@@ -1,0 +1,138 @@
+//! Runs other programs from the root of the repository.
+
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+/// Why a task failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    /// A program could not be started.
+    #[error("cannot start {program}: {source}; is it installed and on the PATH?")]
+    Start {
+        /// The program.
+        program: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A program ended with a failure, which it has described itself.
+    #[error("`{command}` failed ({status}); see its messages above")]
+    Failed {
+        /// The command line.
+        command: String,
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// Packages are missing and only root may install them.
+    #[error("packages are missing, and only root may install them; run:\n\n    {command}\n")]
+    NeedsRoot {
+        /// The command that installs them.
+        command: String,
+    },
+    /// The system has no `apt-get`.
+    #[error(
+        "programs are missing: {programs}; this is no Debian or Ubuntu, so install them by hand"
+    )]
+    NoPackages {
+        /// What is missing.
+        programs: String,
+    },
+    /// The kernel programs' toolchain is incomplete.
+    #[error(transparent)]
+    Toolchain(#[from] undermesh_ebpf_build::Missing),
+    /// The kernel programs do not build.
+    #[error(transparent)]
+    Programs(#[from] undermesh_ebpf_build::BuildError),
+    /// A file of the build cannot be handled.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// The root of the repository.
+pub fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}
+
+/// The folder of build results.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| root().join("target"), |folder| root().join(folder))
+}
+
+/// A command at the root of the repository.
+pub fn command(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .current_dir(root())
+        .stdin(Stdio::null());
+    command
+}
+
+/// The cargo that runs this task.
+pub fn cargo(arguments: &[&str]) -> Command {
+    command(
+        &std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()),
+        arguments,
+    )
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// When it cannot be started or fails.
+pub fn run(command: &mut Command) -> Result<(), TaskError> {
+    let status = command
+        .status()
+        .map_err(|source| not_started(command, source))?;
+    ended_well(command, status)
+}
+
+/// Runs a command to its end and passes on what it prints, while `each` sees every line.
+///
+/// # Errors
+/// When it cannot be started or fails.
+pub fn run_reading(command: &mut Command, mut each: impl FnMut(&str)) -> Result<(), TaskError> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|source| not_started(command, source))?;
+    if let Some(output) = child.stdout.take() {
+        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            each(&line);
+        }
+    }
+    let status = child
+        .wait()
+        .map_err(|source| not_started(command, source))?;
+    ended_well(command, status)
+}
+
+fn not_started(command: &Command, source: io::Error) -> TaskError {
+    TaskError::Start {
+        program: command.get_program().to_string_lossy().into_owned(),
+        source,
+    }
+}
+
+fn ended_well(command: &Command, status: ExitStatus) -> Result<(), TaskError> {
+    if status.success() {
+        return Ok(());
+    }
+    let words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy())
+        .collect();
+    Err(TaskError::Failed {
+        command: words.join(" "),
+        status,
+    })
+}

@@ -1,0 +1,214 @@
+//! Installs what building and testing need: programs by apt, the kernel programs' toolchain by rustup
+//! or apt, bpf-linker by cargo. What is there already is left alone.
+
+use std::collections::BTreeSet;
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::geteuid;
+use undermesh_ebpf_build::{Part, probe};
+
+use crate::command::{self, TaskError, cargo, command};
+
+/// Programs and the Debian package that has each.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("cc", "gcc"),
+    ("curl", "curl"),
+    ("initdb", "postgresql"),
+    ("ip", "iproute2"),
+    ("iperf3", "iperf3"),
+    ("nginx", "nginx-light"),
+    ("openssl", "openssl"),
+    ("postgres", "postgresql"),
+    ("psql", "postgresql-client"),
+    ("redis-cli", "redis-tools"),
+    ("redis-server", "redis-server"),
+    ("setpriv", "util-linux"),
+    ("tcpdump", "tcpdump"),
+    ("wrk", "wrk"),
+    ("zstd", "zstd"),
+];
+
+/// The C library's headers, which come with no program of their own.
+const C_HEADERS: (&str, &str) = ("/usr/include/stdio.h", "libc6-dev");
+
+/// Debian's compiler with the source of `core`, for machines where rustup has no nightly.
+const DEBIAN_COMPILER: [&str; 4] = ["cargo-web", "llvm-22-dev", "rust-web-src", "rustc-web"];
+
+/// Where the package `llvm-22-dev` puts LLVM, which bpf-linker is linked with.
+const DEBIAN_LLVM: &str = "/usr/lib/llvm-22";
+
+/// The version of bpf-linker that the kernel programs are built with.
+const LINKER_VERSION: &str = "0.13.0";
+
+/// Tells Debian's packages whether to start their services on installation (invoke-rc.d(8)).
+const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// Installs what is missing.
+///
+/// # Errors
+/// When something is missing and cannot be installed here.
+pub fn run() -> Result<(), TaskError> {
+    let mut missing = missing_programs();
+    let compiler_missing = lacks(Part::Compiler) && !install_nightly();
+    if compiler_missing {
+        missing.extend(DEBIAN_COMPILER);
+    }
+    install_packages(&missing)?;
+    if lacks(Part::Linker) {
+        install_linker()?;
+    }
+    let toolchain = probe()?;
+    println!("everything is installed; the kernel programs are built with {toolchain}");
+    Ok(())
+}
+
+fn lacks(part: Part) -> bool {
+    probe().is_err_and(|missing| missing.parts().contains(&part))
+}
+
+fn missing_programs() -> BTreeSet<&'static str> {
+    let mut missing: BTreeSet<_> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| !installed(program))
+        .map(|(_, package)| *package)
+        .collect();
+    let (file, package) = C_HEADERS;
+    if !Path::new(file).exists() {
+        missing.insert(package);
+    }
+    missing
+}
+
+/// Whether a program is on the PATH, or where Debian puts programs for root and PostgreSQL's own.
+fn installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let postgres = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|version| version.path().join("bin"));
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .chain(postgres)
+        .any(|folder| folder.join(program).is_file())
+}
+
+/// Asks rustup for a nightly with the library's source; whether it had one.
+fn install_nightly() -> bool {
+    let mut rustup = command(
+        "rustup",
+        &[
+            "toolchain",
+            "install",
+            "nightly",
+            "--profile",
+            "minimal",
+            "--component",
+            "rust-src",
+            "--no-self-update",
+        ],
+    );
+    command::run(&mut rustup).is_ok() && !lacks(Part::Compiler)
+}
+
+fn install_packages(packages: &BTreeSet<&str>) -> Result<(), TaskError> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<_> = packages.iter().copied().collect();
+    if !installed("apt-get") {
+        return Err(TaskError::NoPackages {
+            programs: list.join(", "),
+        });
+    }
+    let install = ["install", "-y", "--no-install-recommends"];
+    if !geteuid().is_root() {
+        return Err(TaskError::NeedsRoot {
+            command: format!("sudo apt-get {} {}", install.join(" "), list.join(" ")),
+        });
+    }
+    let _no_services = ServicePolicy::deny()?;
+    command::run(&mut command("apt-get", &["update"]))?;
+    command::run(
+        command("apt-get", &[&install[..], &list].concat())
+            .env("DEBIAN_FRONTEND", "noninteractive"),
+    )
+}
+
+/// Builds bpf-linker where Debian's LLVM is, and takes the project's own binary elsewhere: the LLVM in
+/// the linker must not be older than the compiler's.
+fn install_linker() -> Result<(), TaskError> {
+    if Path::new(DEBIAN_LLVM).exists() {
+        let mut build = cargo(&["install", "bpf-linker", "--version", LINKER_VERSION]);
+        build
+            .args(["--no-default-features", "--features", "llvm-22"])
+            .env("LLVM_PREFIX", DEBIAN_LLVM);
+        return command::run(&mut build);
+    }
+    let folder = cargo_home().join("bin");
+    let archive = folder.join("bpf-linker.tar.zst");
+    let url = format!(
+        "https://github.com/aya-rs/bpf-linker/releases/download/v{LINKER_VERSION}/\
+         bpf-linker-{}-unknown-linux-musl.tar.zst",
+        std::env::consts::ARCH
+    );
+    let mut fetch = command("curl", &["--proto", "=https", "--fail", "--location", &url]);
+    command::run(fetch.arg("--output").arg(&archive))?;
+    let mut unpack = command("tar", &["--zstd", "--extract", "--file"]);
+    command::run(unpack.arg(&archive).arg("--directory").arg(&folder))?;
+    fs::remove_file(&archive).map_err(|source| TaskError::File {
+        path: archive,
+        source,
+    })
+}
+
+fn cargo_home() -> PathBuf {
+    std::env::var_os("CARGO_HOME").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo"),
+        PathBuf::from,
+    )
+}
+
+/// Keeps packages from starting their services, for as long as it lives.
+#[derive(Debug)]
+struct ServicePolicy {
+    ours: bool,
+}
+
+impl ServicePolicy {
+    /// Denies the start of services, unless the machine has a policy of its own.
+    fn deny() -> Result<Self, TaskError> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o755)
+            .open(SERVICE_POLICY);
+        let written = match file {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                return Ok(Self { ours: false });
+            }
+            Err(error) => Err(error),
+            // 101 is "action forbidden by policy".
+            Ok(mut file) => file.write_all(b"#!/bin/sh\nexit 101\n"),
+        };
+        written
+            .map(|()| Self { ours: true })
+            .map_err(|source| TaskError::File {
+                path: SERVICE_POLICY.into(),
+                source,
+            })
+    }
+}
+
+impl Drop for ServicePolicy {
+    fn drop(&mut self) {
+        if self.ours
+            && let Err(error) = fs::remove_file(SERVICE_POLICY)
+        {
+            eprintln!("warning: remove {SERVICE_POLICY} yourself: {error}");
+        }
+    }
+}
