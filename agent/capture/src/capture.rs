@@ -568,3 +568,19 @@ fn is_missing(error: &MapError) -> bool {
 fn flatten<T>(result: Result<Result<T, CaptureError>, NetnsError>) -> Result<T, CaptureError> {
     result?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capture_can_be_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        fn sent<T: Send>() {}
+        shared::<Capture>();
+        shared::<Destinations>();
+        shared::<EnrolledPod>();
+        sent::<KernelLog>();
+        sent::<Prepared>();
+    }
+}

@@ -148,9 +148,13 @@ async fn forward(
     while let Some(chunk) = reader.next().await? {
         count(connection, from, chunk.len());
         let mut chunks = VecDeque::from([chunk]);
-        write_all(write, &mut chunks).await.map_err(|error| CopyError::Socket { side: to, error })?;
+        write_all(write, &mut chunks)
+            .await
+            .map_err(|error| CopyError::Socket { side: to, error })?;
     }
-    shutdown(write).await.map_err(|error| CopyError::Socket { side: to, error })
+    shutdown(write)
+        .await
+        .map_err(|error| CopyError::Socket { side: to, error })
 }
 
 /// Reads chunks whose size follows what the sender offers.
@@ -162,12 +166,19 @@ struct Reader<'a, 'b> {
 
 impl<'a, 'b> Reader<'a, 'b> {
     fn new(half: &'a mut ReadHalf<'b>, side: Side) -> Self {
-        Self { half, side, size: READ_BYTES_MIN }
+        Self {
+            half,
+            side,
+            size: READ_BYTES_MIN,
+        }
     }
 
     /// The next bytes, or `None` at their end.
     async fn next(&mut self) -> Result<Option<Bytes>, CopyError> {
-        let chunk = self.read().await.map_err(|error| CopyError::Socket { side: self.side, error })?;
+        let chunk = self.read().await.map_err(|error| CopyError::Socket {
+            side: self.side,
+            error,
+        })?;
         Ok((!chunk.is_empty()).then_some(chunk))
     }
 

@@ -52,7 +52,11 @@ impl Connect<'_> {
 
 /// A fresh, unsampled trace context.
 fn trace_parent(random: &mut impl Rng) -> String {
-    format!("00-{:032x}-{:016x}-00", random.random::<u128>(), random.random::<u64>())
+    format!(
+        "00-{:032x}-{:016x}-00",
+        random.random::<u128>(),
+        random.random::<u64>()
+    )
 }
 
 /// Why a request is not a tunnel that this node can open; says which status answers it.
@@ -106,7 +110,9 @@ fn parse_authority(authority: &Authority) -> Result<SocketAddr, BadRequest> {
 /// The value of a header, where it is text and of a bounded length.
 pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let value = headers.get(name)?;
-    (value.len() <= MAX_VALUE_BYTES).then(|| value.to_str().ok()).flatten()
+    (value.len() <= MAX_VALUE_BYTES)
+        .then(|| value.to_str().ok())
+        .flatten()
 }
 
 /// The service's host name in a `forwarded` value, if it holds one.
@@ -143,7 +149,11 @@ mod tests {
     use super::*;
 
     fn connect(uri: &str) -> Request<()> {
-        Request::builder().method(Method::CONNECT).uri(uri).body(()).unwrap()
+        Request::builder()
+            .method(Method::CONNECT)
+            .uri(uri)
+            .body(())
+            .unwrap()
     }
 
     #[test]
@@ -157,7 +167,10 @@ mod tests {
         .request(&mut StdRng::seed_from_u64(1))
         .unwrap();
         assert_eq!(request.uri().to_string(), "[fd00::2]:80");
-        assert_eq!(destination(&request).unwrap(), "[fd00::2]:80".parse().unwrap());
+        assert_eq!(
+            destination(&request).unwrap(),
+            "[fd00::2]:80".parse().unwrap()
+        );
         assert_eq!(
             text(request.headers(), FORWARDED),
             Some("for=\"10.1.0.5:40000\";host=web.shop.svc.cluster.local")
@@ -169,9 +182,18 @@ mod tests {
 
     #[test]
     fn only_addresses_are_destinations() {
-        assert!(matches!(destination(&connect("web.shop:80")), Err(BadRequest::HostName(_))));
-        assert_eq!(destination(&connect("10.0.0.1")), Err(BadRequest::NoAuthority));
-        let get = Request::builder().uri("http://10.0.0.1:80/").body(()).unwrap();
+        assert!(matches!(
+            destination(&connect("web.shop:80")),
+            Err(BadRequest::HostName(_))
+        ));
+        assert_eq!(
+            destination(&connect("10.0.0.1")),
+            Err(BadRequest::NoAuthority)
+        );
+        let get = Request::builder()
+            .uri("http://10.0.0.1:80/")
+            .body(())
+            .unwrap();
         assert!(matches!(destination(&get), Err(BadRequest::Method(_))));
         assert_eq!(
             destination(&connect("[::ffff:10.0.0.1]:80")).unwrap(),

@@ -27,20 +27,37 @@ pub(crate) async fn serve(pod: Rc<Pod>, tcp: TcpStream, peer: SocketAddr) {
         Ok(certificate) => certificate,
         Err(error) => {
             let reason = format!("own certificate: {error}");
-            pod.refused(Direction::Inbound, peer, local, ResponseFlag::IdentityError, reason);
+            pod.refused(
+                Direction::Inbound,
+                peer,
+                local,
+                ResponseFlag::IdentityError,
+                reason,
+            );
             return;
         }
     };
     let session = match session::accept(tcp, peer, &certificate).await {
         Ok(session) => session,
         Err(error) => {
-            pod.refused(Direction::Inbound, peer, local, flag_of(&error), error.to_string());
+            pod.refused(
+                Direction::Inbound,
+                peer,
+                local,
+                flag_of(&error),
+                error.to_string(),
+            );
             return;
         }
     };
     let identity = session.peer.clone();
     let streams = session.run(pod.draining(), |incoming| {
-        let tunnel = Tunnel { pod: Rc::clone(&pod), peer, local, identity: identity.clone() };
+        let tunnel = Tunnel {
+            pod: Rc::clone(&pod),
+            peer,
+            local,
+            identity: identity.clone(),
+        };
         spawn_local(tunnel.serve(incoming));
     });
     match admission.until_ended(streams).await {
@@ -85,7 +102,12 @@ struct Rejected {
 
 impl Rejected {
     fn early(status: StatusCode, reason: impl ToString) -> Self {
-        Self { status, flag: ResponseFlag::None, reason: reason.to_string(), opening: None }
+        Self {
+            status,
+            flag: ResponseFlag::None,
+            reason: reason.to_string(),
+            opening: None,
+        }
     }
 }
 
@@ -102,12 +124,15 @@ impl Tunnel {
     }
 
     async fn accept(&self, request: &http::Request<RecvStream>) -> Result<Accepted, Rejected> {
-        let target = hbone::destination(request)
-            .map_err(|error| Rejected::early(error.status(), error))?;
+        let target =
+            hbone::destination(request).map_err(|error| Rejected::early(error.status(), error))?;
         if target.ip() != self.local.ip() {
             return Err(Rejected::early(
                 StatusCode::BAD_REQUEST,
-                format!("{target} is not an address of this pod ({})", self.local.ip()),
+                format!(
+                    "{target} is not an address of this pod ({})",
+                    self.local.ip()
+                ),
             ));
         }
         if MESH_PORTS.contains(&target.port()) {
@@ -120,10 +145,9 @@ impl Tunnel {
             .admit()
             .ok_or_else(|| unavailable("the pod has as many connections as it may have"))?;
         let mesh = self.pod.shared.mesh.snapshot();
-        let workload = self
-            .pod
-            .workload(&mesh)
-            .ok_or_else(|| unavailable("the pod is not known to the mesh yet; apply its manifest"))?;
+        let workload = self.pod.workload(&mesh).ok_or_else(|| {
+            unavailable("the pod is not known to the mesh yet; apply its manifest")
+        })?;
         let baggage = Baggage::from(&*workload).to_string();
         let judged = Judged {
             identity: Some(self.identity.clone()),
@@ -143,7 +167,12 @@ impl Tunnel {
         }
         admission.judged(judged);
         match self.pod.netns.connect_from(self.peer.ip(), target).await {
-            Ok(upstream) => Ok(Accepted { upstream, opening, baggage, admission }),
+            Ok(upstream) => Ok(Accepted {
+                upstream,
+                opening,
+                baggage,
+                admission,
+            }),
             Err(error) => Err(Rejected {
                 status: StatusCode::SERVICE_UNAVAILABLE,
                 flag: ResponseFlag::Connect,
@@ -189,7 +218,12 @@ impl Tunnel {
     }
 
     fn report(&self, rejected: Rejected) {
-        let Rejected { flag, reason, opening, .. } = rejected;
+        let Rejected {
+            flag,
+            reason,
+            opening,
+            ..
+        } = rejected;
         match opening {
             Some(opening) => self
                 .pod
@@ -197,25 +231,41 @@ impl Tunnel {
                 .telemetry
                 .opened(opening)
                 .finish(Outcome::Failed { flag, reason }),
-            None => self.pod.refused(Direction::Inbound, self.peer, self.local, flag, reason),
+            None => self
+                .pod
+                .refused(Direction::Inbound, self.peer, self.local, flag, reason),
         }
     }
 }
 
 /// Answers 200 and copies until both directions have ended.
 async fn carry(accepted: Accepted, body: RecvStream, mut respond: SendResponse<Bytes>) {
-    let Accepted { mut upstream, opening, baggage, mut admission } = accepted;
+    let Accepted {
+        mut upstream,
+        opening,
+        baggage,
+        mut admission,
+    } = accepted;
     let connection = admission.pod().shared.telemetry.opened(opening);
     let send = match respond.send_response(hbone::accepted(&baggage), false) {
         Ok(send) => send,
         Err(error) => {
             socket::reset_on_close(&upstream);
             let reason = format!("tunnel: {error}");
-            return connection.finish(Outcome::Failed { flag: ResponseFlag::None, reason });
+            return connection.finish(Outcome::Failed {
+                flag: ResponseFlag::None,
+                reason,
+            });
         }
     };
     let copied = admission
-        .until_ended(copy::tunnel(&mut upstream, copy::Side::Upstream, send, body, &connection))
+        .until_ended(copy::tunnel(
+            &mut upstream,
+            copy::Side::Upstream,
+            send,
+            body,
+            &connection,
+        ))
         .await;
     let reason = match copied {
         Ok(Ok(())) => return connection.finish(Outcome::Complete),
@@ -226,5 +276,8 @@ async fn carry(accepted: Accepted, body: RecvStream, mut respond: SendResponse<B
         }
     };
     socket::reset_on_close(&upstream);
-    connection.finish(Outcome::Failed { flag: ResponseFlag::None, reason });
+    connection.finish(Outcome::Failed {
+        flag: ResponseFlag::None,
+        reason,
+    });
 }

@@ -20,7 +20,7 @@ mod tests;
 mod worker;
 
 use std::{
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener},
     os::fd::OwnedFd,
     sync::Arc,
 };
@@ -63,8 +63,6 @@ pub struct PodConfig {
     pub certificate: CertificateHandle,
     /// The pod's network namespace.
     pub netns: Arc<OwnedFd>,
-    /// The pod's own addresses.
-    pub addresses: Vec<IpAddr>,
     /// Mark that keeps this node's own connections out of capture.
     pub outbound_mark: u32,
     /// Listeners, one entry for each worker.

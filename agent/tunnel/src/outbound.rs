@@ -33,9 +33,19 @@ pub(crate) async fn serve(pod: Rc<Pod>, app: TcpStream, client: SocketAddr) {
         let reason = "no destination is kept for it: it was made to the mesh's own port, or more \
                       connections were waiting than the node keeps"
             .to_owned();
-        return pod.refused(Direction::Outbound, client, listener, ResponseFlag::None, reason);
+        return pod.refused(
+            Direction::Outbound,
+            client,
+            listener,
+            ResponseFlag::None,
+            reason,
+        );
     };
-    let asked = Asked { pod, client, target: socket::canonical(target) };
+    let asked = Asked {
+        pod,
+        client,
+        target: socket::canonical(target),
+    };
     let Some(mut admission) = asked.pod.admit() else {
         socket::reset_on_close(&app);
         return asked.report(Failure::early(
@@ -57,9 +67,18 @@ pub(crate) async fn serve(pod: Rc<Pod>, app: TcpStream, client: SocketAddr) {
 
 /// Copies until both directions have ended.
 async fn carry(mut app: TcpStream, established: Established, admission: &mut Admission) {
-    let Established { upstream, connection, load: _load } = established;
+    let Established {
+        upstream,
+        connection,
+        load: _load,
+    } = established;
     let copied = match upstream {
-        Upstream::Hbone(Stream { send, receive, lease: _lease, .. }) => {
+        Upstream::Hbone(Stream {
+            send,
+            receive,
+            lease: _lease,
+            ..
+        }) => {
             let copying = copy::tunnel(&mut app, Side::Downstream, send, receive, &connection);
             admission.until_ended(copying).await
         }
@@ -78,7 +97,10 @@ async fn carry(mut app: TcpStream, established: Established, admission: &mut Adm
         Err(ending) => ending.to_string(),
     };
     socket::reset_on_close(&app);
-    connection.finish(Outcome::Failed { flag: ResponseFlag::None, reason });
+    connection.finish(Outcome::Failed {
+        flag: ResponseFlag::None,
+        reason,
+    });
 }
 
 /// A connection that an application asked for.
@@ -110,7 +132,11 @@ struct Failure {
 
 impl Failure {
     fn early(reason: impl ToString) -> Self {
-        Self { flag: ResponseFlag::None, reason: reason.to_string(), opening: None }
+        Self {
+            flag: ResponseFlag::None,
+            reason: reason.to_string(),
+            opening: None,
+        }
     }
 }
 
@@ -164,12 +190,16 @@ impl Asked {
                 changed.changed().await.ok()?;
             }
         };
-        timeout(WORKLOAD_TIMEOUT, known).await.ok().flatten().ok_or_else(|| {
-            Failure::early(format!(
-                "pod {}/{} is not known to the mesh as {}; apply its manifest",
-                self.pod.namespace, self.pod.name, self.pod.identity
-            ))
-        })
+        timeout(WORKLOAD_TIMEOUT, known)
+            .await
+            .ok()
+            .flatten()
+            .ok_or_else(|| {
+                Failure::early(format!(
+                    "pod {}/{} is not known to the mesh as {}; apply its manifest",
+                    self.pod.namespace, self.pod.name, self.pod.identity
+                ))
+            })
     }
 
     fn route(&self, source: &Workload, tried: &[Arc<str>]) -> Result<Route, Refusal> {
@@ -197,7 +227,10 @@ impl Asked {
             Connect {
                 destination: destination.address,
                 client: SocketAddr::new(self.own_address(source), self.client.port()),
-                service: destination.service.as_deref().map(|service| &*service.hostname),
+                service: destination
+                    .service
+                    .as_deref()
+                    .map(|service| &*service.hostname),
                 baggage: &baggage,
             }
             .request(&mut *self.pod.shared.random.borrow_mut())
@@ -246,7 +279,12 @@ impl Asked {
             Some(Arc::clone(&destination.workload)),
             destination.service.clone(),
         );
-        match self.pod.netns.connect(destination.address, self.pod.mark).await {
+        match self
+            .pod
+            .netns
+            .connect(destination.address, self.pod.mark)
+            .await
+        {
             Ok(stream) => Ok(self.established(Upstream::Plain(stream), opening, Some(destination))),
             Err(error) => Err(Attempt {
                 another: true,
@@ -289,7 +327,11 @@ impl Asked {
                 workload: Some(Arc::clone(source)),
                 identity: None,
             },
-            destination: Peer { address, workload, identity: None },
+            destination: Peer {
+                address,
+                workload,
+                identity: None,
+            },
             hbone_authority: None,
             service,
             security: Security::Unknown,
@@ -322,7 +364,11 @@ impl Asked {
     }
 
     fn report(&self, failure: Failure) {
-        let Failure { flag, reason, opening } = failure;
+        let Failure {
+            flag,
+            reason,
+            opening,
+        } = failure;
         match opening {
             Some(opening) => self
                 .pod
@@ -330,7 +376,9 @@ impl Asked {
                 .telemetry
                 .opened(opening)
                 .finish(Outcome::Failed { flag, reason }),
-            None => self.pod.refused(Direction::Outbound, self.client, self.target, flag, reason),
+            None => self
+                .pod
+                .refused(Direction::Outbound, self.client, self.target, flag, reason),
         }
     }
 }

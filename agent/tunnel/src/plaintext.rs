@@ -13,7 +13,9 @@ use crate::{
 
 /// Serves one connection that `sk_lookup` handed over; its own address is the one that was asked for.
 pub(crate) async fn serve(pod: Rc<Pod>, mut client: TcpStream, source: SocketAddr) {
-    let Ok(local) = client.local_addr() else { return };
+    let Ok(local) = client.local_addr() else {
+        return;
+    };
     let target = socket::canonical(local);
     match open(&pod, &mut client, source, target).await {
         Ok(()) => {}
@@ -35,7 +37,9 @@ async fn open(
         .admit()
         .ok_or_else(|| plain("the pod has as many connections as it may have; close some"))?;
     if MESH_PORTS.contains(&target.port()) {
-        return Err(plain("the port belongs to the mesh itself; ask for the application's"));
+        return Err(plain(
+            "the port belongs to the mesh itself; ask for the application's",
+        ));
     }
     let mesh = pod.shared.mesh.snapshot();
     let workload = pod
@@ -54,7 +58,12 @@ async fn open(
         .netns
         .connect_from(source.ip(), target)
         .await
-        .map_err(|error| (ResponseFlag::Connect, format!("connect to {target}: {error}")))?;
+        .map_err(|error| {
+            (
+                ResponseFlag::Connect,
+                format!("connect to {target}: {error}"),
+            )
+        })?;
     let connection = pod.shared.telemetry.opened(Opening {
         direction: Direction::InboundPlaintext,
         source: Peer {
@@ -62,13 +71,19 @@ async fn open(
             workload: mesh.workload_at(&workload.network, source.ip()).cloned(),
             identity: None,
         },
-        destination: Peer { address: target, workload: Some(workload), identity: None },
+        destination: Peer {
+            address: target,
+            workload: Some(workload),
+            identity: None,
+        },
         hbone_authority: None,
         service: None,
         security: Security::Unknown,
         id: pod.id,
     });
-    let copied = admission.until_ended(copy::sockets(client, &mut upstream, &connection)).await;
+    let copied = admission
+        .until_ended(copy::sockets(client, &mut upstream, &connection))
+        .await;
     let failure = match copied {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error.to_string()),
@@ -79,7 +94,10 @@ async fn open(
         Some(reason) => {
             socket::reset_on_close(client);
             socket::reset_on_close(&upstream);
-            Outcome::Failed { flag: ResponseFlag::None, reason }
+            Outcome::Failed {
+                flag: ResponseFlag::None,
+                reason,
+            }
         }
     };
     connection.finish(outcome);

@@ -115,7 +115,10 @@ pub(crate) struct Admission {
 
 impl Admission {
     /// Runs `work` until it is done or the connection is ended from this side.
-    pub(crate) async fn until_ended<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Ending> {
+    pub(crate) async fn until_ended<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Ending> {
         tokio::select! {
             result = work => Ok(result),
             ending = &mut self.ended => Err(ending.unwrap_or(Ending::Drained)),
@@ -225,8 +228,15 @@ impl Pod {
             return None;
         }
         let (end, ended) = oneshot::channel();
-        let key = connections.insert(Open { judged: None, end: Some(end) });
-        Some(Admission { pod: Rc::clone(self), key, ended })
+        let key = connections.insert(Open {
+            judged: None,
+            end: Some(end),
+        });
+        Some(Admission {
+            pod: Rc::clone(self),
+            key,
+            ended,
+        })
     }
 
     /// Completes when the pod takes no more connections.
@@ -300,7 +310,13 @@ impl Pod {
         flag: ResponseFlag,
         reason: String,
     ) {
-        self.shared.telemetry.refused(Early { direction, source, destination, reason, flag });
+        self.shared.telemetry.refused(Early {
+            direction,
+            source,
+            destination,
+            reason,
+            flag,
+        });
     }
 }
 
@@ -320,11 +336,18 @@ pub(crate) fn judge(mesh: &Mesh, workload: &Workload, judged: &Judged) -> Result
         tracing::info!(%policy, source = %judged.source, port = judged.port,
             "a dry-run policy would have refused this connection");
     }
-    if decision.allows() { Ok(()) } else { Err(Refused(decision)) }
+    if decision.allows() {
+        Ok(())
+    } else {
+        Err(Refused(decision))
+    }
 }
 
 /// Errors of `accept()` that concern the connection alone (`accept(2)`).
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | Interrupted
+    )
 }

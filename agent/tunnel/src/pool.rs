@@ -114,7 +114,11 @@ impl PeerKey {
         address: std::net::IpAddr,
         expected: Arc<[Identity]>,
     ) -> Self {
-        Self { workload, address: SocketAddr::new(address, INBOUND_HBONE_PORT), expected }
+        Self {
+            workload,
+            address: SocketAddr::new(address, INBOUND_HBONE_PORT),
+            expected,
+        }
     }
 }
 
@@ -198,7 +202,13 @@ impl Pool {
         certificate: CertificateHandle,
         count: Arc<AtomicUsize>,
     ) -> Self {
-        Self { netns, mark, certificate, peers: RefCell::default(), count }
+        Self {
+            netns,
+            mark,
+            certificate,
+            peers: RefCell::default(),
+            count,
+        }
     }
 
     /// Opens a stream with `request` on a kept tunnel, or on a new one.
@@ -226,7 +236,10 @@ impl Pool {
             }
             if attempt == STALE_ATTEMPTS || !error.unprocessed() {
                 let (SendError::Unsent(error) | SendError::Unanswered(error)) = error;
-                return Err(OpenError::Broken { peer: key.address, error: Arc::new(error) });
+                return Err(OpenError::Broken {
+                    peer: key.address,
+                    error: Arc::new(error),
+                });
             }
             attempt += 1;
         }
@@ -298,9 +311,14 @@ impl Pool {
         key: &PeerKey,
         certificate: Arc<WorkloadCertificate>,
     ) -> Result<Rc<Tunnel>, OpenError> {
-        let tcp = self.netns.connect(key.address, self.mark).await.map_err(|error| {
-            OpenError::Connect { peer: key.address, error: Arc::new(error) }
-        })?;
+        let tcp = self
+            .netns
+            .connect(key.address, self.mark)
+            .await
+            .map_err(|error| OpenError::Connect {
+                peer: key.address,
+                error: Arc::new(error),
+            })?;
         let session = session::connect(tcp, key.address, &certificate, &key.expected)
             .await
             .map_err(Arc::new)?;
@@ -340,7 +358,9 @@ impl Peer {
     }
 
     fn forget(&self, dead: &Rc<Tunnel>) {
-        self.tunnels.borrow_mut().retain(|tunnel| !Rc::ptr_eq(tunnel, dead));
+        self.tunnels
+            .borrow_mut()
+            .retain(|tunnel| !Rc::ptr_eq(tunnel, dead));
     }
 }
 
@@ -375,8 +395,15 @@ async fn send(
     tunnel: &Tunnel,
     request: Request<()>,
 ) -> Result<(http::Response<RecvStream>, SendStream<Bytes>), SendError> {
-    let mut requests = tunnel.requests.clone().ready().await.map_err(SendError::Unsent)?;
-    let (answer, send) = requests.send_request(request, false).map_err(SendError::Unsent)?;
+    let mut requests = tunnel
+        .requests
+        .clone()
+        .ready()
+        .await
+        .map_err(SendError::Unsent)?;
+    let (answer, send) = requests
+        .send_request(request, false)
+        .map_err(SendError::Unsent)?;
     let response = answer.await.map_err(SendError::Unanswered)?;
     Ok((response, send))
 }
@@ -389,7 +416,15 @@ fn accept(
 ) -> Result<Stream, OpenError> {
     let status = response.status();
     if status != StatusCode::OK {
-        return Err(OpenError::Status { peer: key.address, status });
+        return Err(OpenError::Status {
+            peer: key.address,
+            status,
+        });
     }
-    Ok(Stream { send, receive: response.into_body(), peer: lease.0.peer.clone(), lease })
+    Ok(Stream {
+        send,
+        receive: response.into_body(),
+        peer: lease.0.peer.clone(),
+        lease,
+    })
 }

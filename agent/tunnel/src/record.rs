@@ -61,7 +61,10 @@ impl RecordStream {
 
     /// Wraps the future that writes to this connection: each time it pauses, what it wrote is sent.
     pub(crate) fn drive<F>(&self, writer: F) -> Driver<F> {
-        Driver { stream: Rc::clone(&self.0), writer }
+        Driver {
+            stream: Rc::clone(&self.0),
+            writer,
+        }
     }
 }
 
@@ -145,7 +148,11 @@ impl Shared {
         }
     }
 
-    fn poll_read(&mut self, out: &mut ReadBuf<'_>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        &mut self,
+        out: &mut ReadBuf<'_>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = out.filled().len();
         loop {
             self.open_records(out)?;
@@ -193,7 +200,11 @@ impl Shared {
         // Asked first, so that an idle connection holds no buffer.
         ready!(self.tcp.poll_read_ready(context))?;
         self.incoming.reserve(READ_BYTES);
-        let read = ready!(poll_read_buf(Pin::new(&mut self.tcp), context, &mut self.incoming))?;
+        let read = ready!(poll_read_buf(
+            Pin::new(&mut self.tcp),
+            context,
+            &mut self.incoming
+        ))?;
         if read == 0 {
             // Without a close_notify this is a truncation, and rustls reports it so.
             self.tls.read_tls(&mut io::empty())?;

@@ -120,9 +120,15 @@ pub(crate) async fn connect(
                 () = keepalive => Ok(()),
             }
         };
-        Ok(ClientSession { requests, driver, peer: identity })
+        Ok(ClientSession {
+            requests,
+            driver,
+            peer: identity,
+        })
     };
-    timeout(HANDSHAKE_TIMEOUT, handshakes).await.unwrap_or(Err(SessionError::Timeout(peer)))
+    timeout(HANDSHAKE_TIMEOUT, handshakes)
+        .await
+        .unwrap_or(Err(SessionError::Timeout(peer)))
 }
 
 /// The server's side of a connection.
@@ -166,9 +172,16 @@ pub(crate) async fn accept(
             .await
             .map_err(|error| SessionError::Http { peer, error })?;
         let pings = connection.ping_pong();
-        Ok(ServerSession { connection, handle, pings, peer: identity })
+        Ok(ServerSession {
+            connection,
+            handle,
+            pings,
+            peer: identity,
+        })
     };
-    timeout(HANDSHAKE_TIMEOUT, handshakes).await.unwrap_or(Err(SessionError::Timeout(peer)))
+    timeout(HANDSHAKE_TIMEOUT, handshakes)
+        .await
+        .unwrap_or(Err(SessionError::Timeout(peer)))
 }
 
 /// A request for a tunnel, and the means to answer it.
@@ -182,7 +195,12 @@ impl ServerSession {
         drain: impl Future<Output = ()>,
         mut serve: impl FnMut(Incoming),
     ) -> Result<(), h2::Error> {
-        let Self { mut connection, handle, pings, .. } = self;
+        let Self {
+            mut connection,
+            handle,
+            pings,
+            ..
+        } = self;
         let mut drain = pin!(drain);
         let mut draining = false;
         let requests = pin!(poll_fn(|context| {
@@ -209,7 +227,9 @@ impl ServerSession {
 
 /// Pings a peer; returns when it no longer answers.
 async fn keep_alive(pings: Option<PingPong>) {
-    let Some(mut pings) = pings else { return std::future::pending().await };
+    let Some(mut pings) = pings else {
+        return std::future::pending().await;
+    };
     loop {
         tokio::time::sleep(PING_INTERVAL).await;
         match timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await {
@@ -223,6 +243,10 @@ fn identity_of(
     chain: Option<&[CertificateDer<'_>]>,
     peer: SocketAddr,
 ) -> Result<Identity, SessionError> {
-    undermesh_identity::peer_identity(chain.unwrap_or_default())
-        .map_err(|error| SessionError::Identity { peer, error: error.to_string() })
+    undermesh_identity::peer_identity(chain.unwrap_or_default()).map_err(|error| {
+        SessionError::Identity {
+            peer,
+            error: error.to_string(),
+        }
+    })
 }

@@ -40,16 +40,22 @@ async fn pair() -> (TcpStream, TcpStream, SocketAddr) {
 
 fn connection() -> Connection {
     let address = "127.0.0.1:1".parse().unwrap();
-    let peer = Peer { address, workload: None, identity: None };
-    Telemetry::new(Output::discard(), "test").unwrap().opened(Opening {
-        direction: Direction::Outbound,
-        source: peer.clone(),
-        destination: peer,
-        hbone_authority: None,
-        service: None,
-        security: Security::Unknown,
-        id: 1,
-    })
+    let peer = Peer {
+        address,
+        workload: None,
+        identity: None,
+    };
+    Telemetry::new(Output::discard(), "test")
+        .unwrap()
+        .opened(Opening {
+            direction: Direction::Outbound,
+            source: peer.clone(),
+            destination: peer,
+            hbone_authority: None,
+            service: None,
+            security: Security::Unknown,
+            id: 1,
+        })
 }
 
 /// A tunnel with an application's socket at both ends: client app, tunnel, server app.
@@ -78,19 +84,27 @@ async fn path(client: Arc<WorkloadCertificate>, server: Arc<WorkloadCertificate>
             let mut end = ends.pop().expect("one stream");
             let report = server_report.clone();
             spawn_local(async move {
-                let send = respond.send_response(crate::hbone::accepted(""), false).unwrap();
+                let send = respond
+                    .send_response(crate::hbone::accepted(""), false)
+                    .unwrap();
                 let connection = connection();
                 let body = request.into_body();
                 let copied = copy::tunnel(&mut end, Side::Upstream, send, body, &connection).await;
                 if copied.is_err() {
                     crate::socket::reset_on_close(&end);
                 }
-                report.send(copied.map_err(|error| error.to_string())).unwrap();
+                report
+                    .send(copied.map_err(|error| error.to_string()))
+                    .unwrap();
             });
         };
-        let _ = session.run(async move { draining.notified().await }, serve).await;
+        let _ = session
+            .run(async move { draining.notified().await }, serve)
+            .await;
     });
-    let session = session::connect(near, address, &client, &expected).await.unwrap();
+    let session = session::connect(near, address, &client, &expected)
+        .await
+        .unwrap();
     spawn_local(session.driver);
     let mut requests = session.requests.ready().await.unwrap();
     let connect = Request::connect("10.0.0.1:80").body(()).unwrap();
@@ -98,15 +112,21 @@ async fn path(client: Arc<WorkloadCertificate>, server: Arc<WorkloadCertificate>
     let body = answer.await.unwrap().into_body();
     spawn_local(async move {
         let connection = connection();
-        let copied =
-            copy::tunnel(&mut client_end, Side::Downstream, send, body, &connection).await;
+        let copied = copy::tunnel(&mut client_end, Side::Downstream, send, body, &connection).await;
         if copied.is_err() {
             crate::socket::reset_on_close(&client_end);
         }
-        report.send(copied.map_err(|error| error.to_string())).unwrap();
+        report
+            .send(copied.map_err(|error| error.to_string()))
+            .unwrap();
         drop(requests);
     });
-    Path { client: client_app, server: server_app, results, drain }
+    Path {
+        client: client_app,
+        server: server_app,
+        results,
+        drain,
+    }
 }
 
 async fn mesh_path() -> Path {
@@ -116,14 +136,18 @@ async fn mesh_path() -> Path {
 
 /// Bytes that differ from each other over a long period.
 fn pattern(length: usize) -> Vec<u8> {
-    (0..length).map(|index| (index.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+    (0..length)
+        .map(|index| (index.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect()
 }
 
 #[test]
 fn data_of_every_size_arrives_whole_both_ways() {
     run(async {
         let mut path = mesh_path().await;
-        for length in [1, 9, 255, 1024, 16_383, 16_384, 16_385, 65_536, 1_000_003, 9_000_001] {
+        for length in [
+            1, 9, 255, 1024, 16_383, 16_384, 16_385, 65_536, 1_000_003, 9_000_001,
+        ] {
             let data = pattern(length);
             let (mut read, mut write) = path.client.split();
             let (mut far_read, mut far_write) = path.server.split();
@@ -135,8 +159,14 @@ fn data_of_every_size_arrives_whole_both_ways() {
                 far_write.write_all(&data),
                 read.read_exact(&mut back),
             );
-            (a.unwrap(), b.unwrap(), c.unwrap(), d.unwrap());
-            assert!(there == data && back == data, "{length} bytes changed on the way");
+            a.unwrap();
+            b.unwrap();
+            c.unwrap();
+            d.unwrap();
+            assert!(
+                there == data && back == data,
+                "{length} bytes changed on the way"
+            );
         }
     });
 }
@@ -184,7 +214,11 @@ fn a_reset_is_not_taken_for_an_end_of_data() {
         path.client.read_exact(&mut half).await.unwrap();
         crate::socket::reset_on_close(&path.server);
         drop(path.server);
-        let error = path.client.read(&mut half).await.expect_err("a reset, not an end");
+        let error = path
+            .client
+            .read(&mut half)
+            .await
+            .expect_err("a reset, not an end");
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         assert!(path.results.recv().await.unwrap().is_err());
     });
@@ -204,7 +238,10 @@ fn a_reader_that_stops_stops_the_writer() {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(error) => panic!("{error}"),
             }
-            assert!(sent < 64 << 20, "{sent} bytes were taken with nobody reading");
+            assert!(
+                sent < 64 << 20,
+                "{sent} bytes were taken with nobody reading"
+            );
         }
         let mut server = path.server;
         let mut received = vec![0; sent];
@@ -239,7 +276,10 @@ async fn refused(client: &WorkloadCertificate, server: Arc<WorkloadCertificate>,
             assert!(driver.await.unwrap().is_err(), "the session lives");
         }
     }
-    assert!(accepting.await.unwrap().is_some(), "the server took the session");
+    assert!(
+        accepting.await.unwrap().is_some(),
+        "the server took the session"
+    );
 }
 
 #[test]

@@ -8,7 +8,6 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -85,9 +84,9 @@ pub struct Workers {
     tunnels: Arc<AtomicUsize>,
 }
 
+/// A thread's commands; the thread ends when they are dropped.
 struct Worker {
     commands: mpsc::Sender<Command>,
-    thread: Option<JoinHandle<()>>,
 }
 
 /// What one worker's pods share.
@@ -134,10 +133,7 @@ impl Workers {
     ///
     /// # Errors
     /// When the listeners do not fit the workers, or cannot be set up; nothing is served then.
-    pub async fn add_pod(
-        &self,
-        mut config: PodConfig,
-    ) -> Result<(), WorkersError> {
+    pub async fn add_pod(&self, mut config: PodConfig) -> Result<(), WorkersError> {
         let listeners = std::mem::take(&mut config.listeners);
         if listeners.len() != self.workers.len() {
             return Err(WorkersError::Listeners {
@@ -150,7 +146,11 @@ impl Workers {
         let config = Arc::new(config);
         for (worker, listeners) in self.workers.iter().zip(listeners) {
             let (done, added) = oneshot::channel();
-            let command = Command::Add { config: Arc::clone(&config), listeners, done };
+            let command = Command::Add {
+                config: Arc::clone(&config),
+                listeners,
+                done,
+            };
             let added = worker.command(command, added).await.and_then(|result| {
                 result.map_err(|error| WorkersError::Serve {
                     namespace: Arc::clone(&config.namespace),
@@ -172,7 +172,12 @@ impl Workers {
         let removals = self.workers.iter().map(|worker| {
             let (done, removed) = oneshot::channel();
             // A worker that has stopped serves no pod.
-            async move { worker.command(Command::Remove { id, drain, done }, removed).await.ok() }
+            async move {
+                worker
+                    .command(Command::Remove { id, drain, done }, removed)
+                    .await
+                    .ok()
+            }
         });
         futures::future::join_all(removals).await;
     }
@@ -180,19 +185,6 @@ impl Workers {
     /// Tunnels to peers that are open, over all pods.
     pub fn tunnels(&self) -> usize {
         self.tunnels.load(Ordering::Relaxed)
-    }
-
-    /// Drains every pod for up to `drain` and ends the threads.
-    pub async fn shutdown(mut self, drain: Duration, pods: &[u64]) {
-        futures::future::join_all(pods.iter().map(|id| self.remove_pod(*id, drain))).await;
-        let threads: Vec<_> = self.workers.drain(..).filter_map(|worker| worker.thread).collect();
-        let ended = tokio::task::spawn_blocking(|| {
-            for thread in threads {
-                // A panic has been reported by the thread itself.
-                let _ = thread.join();
-            }
-        });
-        let _ = ended.await;
     }
 }
 
@@ -204,22 +196,31 @@ impl Worker {
         let telemetry = config.telemetry.clone();
         let destinations = Arc::clone(&config.destinations);
         let (started, start) = std::sync::mpsc::sync_channel(1);
-        let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-            let runtime =
-                Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-            let runtime = match runtime {
-                Ok(runtime) => runtime,
-                // The starter waits for this.
-                Err(error) => return drop(started.send(Err(error))),
-            };
-            drop(started.send(Ok(())));
-            let random = RefCell::new(SmallRng::from_rng(&mut rand::rng()));
-            let shared =
-                Rc::new(Shared { mesh, changed, telemetry, destinations, random, tunnels });
-            runtime.block_on(run(shared, receiver));
-        })?;
+        std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || {
+                let runtime = Builder::new_current_thread()
+                    .enable_all()
+                    .build_local(LocalOptions::default());
+                let runtime = match runtime {
+                    Ok(runtime) => runtime,
+                    // The starter waits for this.
+                    Err(error) => return drop(started.send(Err(error))),
+                };
+                drop(started.send(Ok(())));
+                let random = RefCell::new(SmallRng::from_rng(&mut rand::rng()));
+                let shared = Rc::new(Shared {
+                    mesh,
+                    changed,
+                    telemetry,
+                    destinations,
+                    random,
+                    tunnels,
+                });
+                runtime.block_on(run(shared, receiver));
+            })?;
         start.recv().map_err(io::Error::other)??;
-        Ok(Self { commands, thread: Some(thread) })
+        Ok(Self { commands })
     }
 
     async fn command<T>(
@@ -227,7 +228,10 @@ impl Worker {
         command: Command,
         answer: oneshot::Receiver<T>,
     ) -> Result<T, WorkersError> {
-        self.commands.send(command).await.map_err(|_| WorkersError::Stopped)?;
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| WorkersError::Stopped)?;
         answer.await.map_err(|_| WorkersError::Stopped)
     }
 }

@@ -1,6 +1,7 @@
 //! The one place where the rooms are wired together: a node from its start to its end.
 mod agent;
 mod dump;
+mod fault;
 mod gauges;
 mod place;
 mod pods;
@@ -131,6 +132,7 @@ pub fn run(options: NodeOptions) -> Result<(), NodeError> {
 /// Starts everything, waits for a signal, stops everything.
 async fn live(options: NodeOptions, output: Output, logging: Logging) -> Result<(), NodeError> {
     let started = Instant::now();
+    place::raise_open_files();
     let mut stop = Stop::listen()?;
     let (run_directory, api) = socket::bind(&options.run_dir)?;
     let api = UnixListener::from_std(api).map_err(|error| NodeError::System {

@@ -13,7 +13,9 @@ pub const INBOUND_PLAINTEXT_PORT: u16 = 15006;
 pub const INBOUND_HBONE_PORT: u16 = 15008;
 
 /// Socket mark of connections that the agent makes to an application from the client's address.
-/// Replies to it are routed to the loopback device by a rule on this mark.
+/// Replies to it are routed to the loopback device by a rule on this mark. Such a socket is also bound
+/// to `lo` (`SO_BINDTODEVICE`): to the kernel, a packet to an own address arrives on that address's
+/// device otherwise, and `sk_lookup` would hand the connection back to the agent.
 pub const INBOUND_MARK: u32 = 0x0000_0111;
 /// Routing table inside a pod that sends packets marked [`INBOUND_MARK`] to the loopback device.
 pub const INBOUND_TABLE: u32 = 100;

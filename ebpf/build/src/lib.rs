@@ -87,7 +87,14 @@ fn compile(toolchain: &Toolchain, programs: &Path, target_dir: &Path) -> Result<
     toolchain.prepare(&mut command);
     command
         .current_dir(programs)
-        .args(["build", "--release", "--locked", "--bins", "-Z", "build-std=core"])
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--bins",
+            "-Z",
+            "build-std=core",
+        ])
         .args(["--target", TARGET])
         .arg("--target-dir")
         .arg(target_dir)
@@ -146,7 +153,11 @@ fn is_of_outer_build(name: &str) -> bool {
 fn put(from: &Path, to: &Path) -> Result<PathBuf, BuildError> {
     match std::fs::copy(from, to) {
         Ok(_) => Ok(to.to_owned()),
-        Err(source) => Err(BuildError::Copy { from: from.to_owned(), to: to.to_owned(), source }),
+        Err(source) => Err(BuildError::Copy {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            source,
+        }),
     }
 }
 
@@ -156,7 +167,12 @@ mod tests {
 
     #[test]
     fn an_outer_builds_settings_are_taken_away() {
-        for name in ["RUSTC", "CARGO_ENCODED_RUSTFLAGS", "RUSTUP_TOOLCHAIN", "CARGO_MANIFEST_DIR"] {
+        for name in [
+            "RUSTC",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "RUSTUP_TOOLCHAIN",
+            "CARGO_MANIFEST_DIR",
+        ] {
             assert!(is_of_outer_build(name), "{name}");
         }
         for name in ["PATH", "HOME", "CARGO_HOME", "RUST_BACKTRACE"] {

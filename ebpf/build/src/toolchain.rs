@@ -94,7 +94,9 @@ impl Toolchain {
         command.env("PATH", self.path());
         if self.compiler == Compiler::Debian {
             // The name of the compiler must be whole: rustup's shim may come first on the PATH.
-            command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+            command
+                .env("RUSTC", DEBIAN_RUSTC)
+                .env("RUSTC_BOOTSTRAP", "1");
         }
     }
 
@@ -114,7 +116,11 @@ impl fmt::Display for Toolchain {
             Compiler::Nightly => "rustup's nightly",
             Compiler::Debian => "Debian's rustc-web",
         };
-        write!(f, "{compiler} with {}", self.linker_dir.join(LINKER).display())
+        write!(
+            f,
+            "{compiler} with {}",
+            self.linker_dir.join(LINKER).display()
+        )
     }
 }
 
@@ -124,7 +130,10 @@ impl fmt::Display for Toolchain {
 /// [`Missing`] names everything that was not found, and the command that installs it.
 pub fn probe() -> Result<Toolchain, Missing> {
     match (compiler(), linker_dir()) {
-        (Some(compiler), Some(linker_dir)) => Ok(Toolchain { compiler, linker_dir }),
+        (Some(compiler), Some(linker_dir)) => Ok(Toolchain {
+            compiler,
+            linker_dir,
+        }),
         (compiler, linker_dir) => {
             let mut parts = Vec::new();
             if compiler.is_none() {
@@ -153,7 +162,9 @@ fn compiler() -> Option<Compiler> {
 fn nightly(program: &str) -> Command {
     let mut command = Command::new("rustup");
     // A missing toolchain is reported, never downloaded behind the user's back.
-    command.args(["run", "nightly", program]).env("RUSTUP_AUTO_INSTALL", "0");
+    command
+        .args(["run", "nightly", program])
+        .env("RUSTUP_AUTO_INSTALL", "0");
     command
 }
 
@@ -174,12 +185,21 @@ fn answer(command: &mut Command) -> Option<String> {
     if !output.status.success() {
         return None;
     }
-    String::from_utf8(output.stdout).ok()?.lines().next().map(str::to_owned)
+    String::from_utf8(output.stdout)
+        .ok()?
+        .lines()
+        .next()
+        .map(str::to_owned)
 }
 
 /// The `96` of `rustc 1.96.0 (...)`.
 fn minor_version(version: &str) -> Option<u32> {
-    version.strip_prefix("rustc 1.")?.split('.').next()?.parse().ok()
+    version
+        .strip_prefix("rustc 1.")?
+        .split('.')
+        .next()?
+        .parse()
+        .ok()
 }
 
 fn linker_dir() -> Option<PathBuf> {
@@ -187,7 +207,12 @@ fn linker_dir() -> Option<PathBuf> {
     let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let default_home = env::var_os("HOME").map(|home| Path::new(&home).join(".cargo"));
     env::split_paths(&path)
-        .chain([cargo_home, default_home].into_iter().flatten().map(|home| home.join("bin")))
+        .chain(
+            [cargo_home, default_home]
+                .into_iter()
+                .flatten()
+                .map(|home| home.join("bin")),
+        )
         .find(|folder| folder.join(LINKER).is_file())
 }
 
@@ -197,14 +222,19 @@ mod tests {
 
     #[test]
     fn the_minor_version_is_read() {
-        assert_eq!(minor_version("rustc 1.96.0 (ac68faa20 2026-05-25)"), Some(96));
+        assert_eq!(
+            minor_version("rustc 1.96.0 (ac68faa20 2026-05-25)"),
+            Some(96)
+        );
         assert_eq!(minor_version("rustc 2.0.0"), None);
         assert_eq!(minor_version("gcc 12"), None);
     }
 
     #[test]
     fn what_is_missing_is_said_in_one_message_with_the_remedy() {
-        let missing = Missing { parts: vec![Part::Compiler, Part::Linker] };
+        let missing = Missing {
+            parts: vec![Part::Compiler, Part::Linker],
+        };
         let message = missing.to_string();
         for word in ["rust-src", "rustc-web", "bpf-linker", "cargo xtask setup"] {
             assert!(message.contains(word), "{word} is not in {message}");

@@ -1,10 +1,12 @@
 //! `sk_lookup`: hands plain inbound connections to the agent's listener, destination intact.
 //!
-//! What arrives over `lo` is the pod's own traffic, or the agent's connection to the application.
+//! What arrives over `lo` is the agent's connection to the application, whose socket is bound to `lo`.
+//! The pod's own traffic to its address counts as arrived on that address's device; it is known by
+//! coming from the very address that it goes to, under which nobody outside can finish a handshake.
 //! Port 15008 has a listener of the agent of its own. Everything else belongs to the plaintext
 //! listener; when the agent is away its slot is empty and the connection is refused.
 use aya_ebpf::{
-    bindings::sk_action,
+    bindings::{bpf_sk_lookup, sk_action},
     btf_maps::{PerCpuArray, SockMap},
     macros::{btf_map, sk_lookup},
     programs::SkLookupContext,
@@ -31,6 +33,7 @@ pub fn assign_plaintext(ctx: SkLookupContext) -> u32 {
     if lookup.ingress_ifindex == LOOPBACK_INDEX
         || lookup.protocol != IPPROTO_TCP
         || lookup.local_port == u32::from(INBOUND_HBONE_PORT)
+        || is_own(lookup)
     {
         return sk_action::SK_PASS;
     }
@@ -41,6 +44,17 @@ pub fn assign_plaintext(ctx: SkLookupContext) -> u32 {
     }
     count(Counter::InboundRefused);
     sk_action::SK_DROP
+}
+
+#[inline(always)]
+fn is_own(lookup: &bpf_sk_lookup) -> bool {
+    if lookup.family == AF_INET {
+        return lookup.remote_ip4 == lookup.local_ip4;
+    }
+    lookup.remote_ip6[0] == lookup.local_ip6[0]
+        && lookup.remote_ip6[1] == lookup.local_ip6[1]
+        && lookup.remote_ip6[2] == lookup.local_ip6[2]
+        && lookup.remote_ip6[3] == lookup.local_ip6[3]
 }
 
 #[inline(always)]

@@ -1,8 +1,10 @@
 //! A bad manifest is reported with its place and disturbs no good one.
 
+use std::ops::RangeInclusive;
+
 use undermesh_tests::agent::poll;
 use undermesh_tests::apps::NGINX_PORT;
-use undermesh_tests::{Family, Result, Shop, Testbed, tcp};
+use undermesh_tests::{Family, Node, Result, Shop, Testbed, tcp};
 
 use crate::Scenario;
 
@@ -16,17 +18,26 @@ pub const SCENARIOS: &[Scenario] = &[
         "a_manifest_gone_bad_keeps_its_last_good_version",
         last_good_version,
     ),
+    Scenario::new(
+        "a_policy_that_cannot_be_read_denies_what_it_selects",
+        unreadable_policy,
+    ),
 ];
 
-/// A policy with a field of the wrong type on line 8.
-const WRONG_TYPE: &str = "apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
+/// A service whose port on line 7 is no number.
+const WRONG_TYPE: &str = "apiVersion: v1
+kind: Service
 metadata:
   name: bad
   namespace: shop
 spec:
-  action: DENY
-  rules: everyone
+  ports: [{port: many}]
+";
+
+/// A document that ends, on line 3, within a list.
+const NO_YAML: &str = "apiVersion: v1
+kind: Service
+metadata: [not closed
 ";
 
 /// A policy that denies the client.
@@ -46,18 +57,13 @@ spec:
 fn reported_with_place(bed: &Testbed) -> Result<()> {
     let shop = Shop::in_mesh(bed)?;
     let _server = tcp::Server::start(&shop.far, NGINX_PORT, tcp::echo)?;
-    for (name, yaml, line) in [
-        ("wrong-type", WRONG_TYPE, 8),
-        ("no-yaml", "kind: Service\nmetadata: [not closed\n", 2),
+    for (name, yaml, lines) in [
+        ("wrong-type", WRONG_TYPE, 7..=7),
+        ("no-yaml", NO_YAML, 3..=4),
     ] {
         bed.manifests().write(name, yaml)?;
-        let file = format!("{name}.yaml");
         for node in [&shop.first, &shop.second] {
-            poll(&format!("wait until {file} is reported"), || {
-                let status = node.cli(["status"])?.success()?;
-                let report = status.lines().find(|text| text.contains(&file));
-                Ok(report.is_some_and(|text| text.contains(&format!(":{line}"))))
-            })?;
+            wait_reported(node, &format!("{name}.yaml"), &lines)?;
         }
         require_echo(&shop)?;
     }
@@ -69,6 +75,26 @@ fn reported_with_place(bed: &Testbed) -> Result<()> {
             .success()?
             .contains("wrong-type.yaml"))
     })
+}
+
+/// Waits until `node` reports an error in `file` at one of `lines`, with a remedy.
+fn wait_reported(node: &Node, file: &str, lines: &RangeInclusive<u64>) -> Result<()> {
+    poll(
+        &format!("wait until {file} is reported at {lines:?}"),
+        || {
+            let status = node.json(&["status"])?;
+            let reports = status["source"]["diagnostics"].as_array();
+            Ok(reports.into_iter().flatten().any(|report| {
+                report["file"] == file
+                    && report["line"]
+                        .as_u64()
+                        .is_some_and(|line| lines.contains(&line))
+                    && report["remedy"]
+                        .as_str()
+                        .is_some_and(|remedy| !remedy.is_empty())
+            }))
+        },
+    )
 }
 
 fn good_beside_bad(bed: &Testbed) -> Result<()> {
@@ -107,6 +133,40 @@ fn last_good_version(bed: &Testbed) -> Result<()> {
         denied.is_err(),
         "the last good version of the policy is not in force"
     );
+    Ok(())
+}
+
+fn unreadable_policy(bed: &Testbed) -> Result<()> {
+    let shop = Shop::in_mesh(bed)?;
+    let _servers = [
+        tcp::Server::start(&shop.far, NGINX_PORT, tcp::echo)?,
+        tcp::Server::start(&shop.near, NGINX_PORT, tcp::echo)?,
+    ];
+    let unreadable = "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata:
+  name: bad
+  namespace: shop
+spec:
+  selector:
+    matchLabels:
+      app: far
+  action: DENY
+  rules: everyone
+";
+    bed.apply("policy", unreadable)?;
+    for node in [&shop.first, &shop.second] {
+        wait_reported(node, "policy.yaml", &(11..=11))?;
+    }
+    let reaches = |target| {
+        shop.client
+            .run(move || tcp::expect(target, b"hello", b"hello").is_ok())
+    };
+    assert!(
+        !reaches(shop.far_service(Family::V4))?,
+        "a policy was skipped"
+    );
+    assert!(reaches(shop.near_service(Family::V4))?);
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use undermesh_tests::agent::poll;
 use undermesh_tests::apps::NGINX_PORT;
 use undermesh_tests::manifests::{self, ServicePort};
 use undermesh_tests::shop::{NAMESPACE, SERVICE_PORT, service_addresses};
-use undermesh_tests::{Family, PodSpec, Result, Shop, Testbed, tcp};
+use undermesh_tests::{Family, Pod, PodSpec, Result, Shop, Testbed, tcp};
 
 use crate::Scenario;
 
@@ -84,6 +84,7 @@ fn client_gone(bed: &Testbed) -> Result<()> {
 /// name.
 struct Web {
     shop: Shop,
+    _pods: Vec<Pod>,
     servers: Vec<tcp::Server>,
     address: SocketAddr,
 }
@@ -91,10 +92,11 @@ struct Web {
 impl Web {
     fn open(bed: &Testbed) -> Result<Self> {
         let shop = Shop::in_mesh(bed)?;
-        let mut servers = Vec::new();
+        let (mut pods, mut servers) = (Vec::new(), Vec::new());
         for (node, name) in [(&shop.first, "web-one"), (&shop.second, "web-two")] {
             let pod = shop.add_pod(bed, node, PodSpec::new(NAMESPACE, name).behind("web"))?;
             servers.push(tcp::Server::start(&pod, NGINX_PORT, tcp::greet(name))?);
+            pods.push(pod);
         }
         let addresses = service_addresses(9);
         let ports = [ServicePort {
@@ -107,6 +109,7 @@ impl Web {
         )?;
         Ok(Self {
             shop,
+            _pods: pods,
             servers,
             address: SocketAddr::new(addresses.of(Family::V4), SERVICE_PORT),
         })

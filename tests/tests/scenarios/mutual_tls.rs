@@ -93,6 +93,7 @@ fn strict_refuses(bed: &Testbed) -> Result<()> {
     )?;
     for family in Family::BOTH {
         let target = SocketAddr::new(stage.shop.far.ip(family), NGINX_PORT);
+        let from = stage.outside.addresses.of(family).to_string();
         let mark = stage.shop.second.log_mark();
         assert!(!stage.plain(target)?, "a plain client came in, {family}");
         let line = stage.shop.second.wait_access(mark, |line| line.inbound())?;

@@ -79,6 +79,23 @@ impl Bed {
         }
     }
 
+    /// The folder of the pods' state files.
+    pub fn states(&self) -> PathBuf {
+        self.settings().state_dir.join("pods")
+    }
+
+    /// The folder of the pods' pins.
+    pub fn pins(&self) -> PathBuf {
+        self.settings().bpffs.join("undermesh/pods")
+    }
+
+    /// A cgroup that this process is not in.
+    pub fn other_cgroup(&self) -> PathBuf {
+        let path = self.cgroup.join("other");
+        fs::create_dir(&path).unwrap();
+        path
+    }
+
     pub fn capture(&self) -> Capture {
         Capture::open(self.settings()).unwrap()
     }

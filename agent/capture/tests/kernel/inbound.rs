@@ -132,6 +132,7 @@ fn as_the_client() {
         let _upstream = pod.run(|| {
             let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).unwrap();
             socket.set_mark(INBOUND_MARK).unwrap();
+            socket.bind_device(Some(b"lo")).unwrap();
             if domain == Domain::IPV4 {
                 socket.set_ip_transparent_v4(true).unwrap();
             } else {

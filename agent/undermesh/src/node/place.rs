@@ -7,6 +7,7 @@ use std::{
     thread,
 };
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use undermesh_capture::Settings as CaptureSettings;
 use undermesh_control::Settings as MeshSettings;
 
@@ -31,6 +32,15 @@ pub enum PlaceError {
     /// No control group of pods.
     #[error("there is no kubepods.slice or kubepods below {}; name the control group above the pods with --cgroup", .0.display())]
     NoPodGroup(PathBuf),
+}
+
+/// Raises the limit of open files as far as the system lets this process: every connection takes several.
+pub fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// The node's name: as given, else the host's.

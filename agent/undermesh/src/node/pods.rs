@@ -2,22 +2,21 @@
 use std::{collections::HashMap, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use http::StatusCode;
 use tokio::{
     sync::{mpsc, watch},
     task::spawn_blocking,
     time::timeout,
 };
 use undermesh_capture::{
-    Capture, CaptureError, Counters, Destinations, EnrolledPod, Enrollment, NetnsError, Phase,
-    Prepared, Recovery, Watch,
+    Capture, CaptureError, Counters, Destinations, EnrolledPod, Enrollment, Phase, Prepared,
+    Recovery, Watch,
 };
 use undermesh_identity::CertificateCache;
 use undermesh_model::{Identity, IdentityError, SharedMesh, TrustDomain};
 use undermesh_telemetry::Telemetry;
-use undermesh_tunnel::{OriginalDestinations, PodConfig, WorkerListeners, Workers, WorkersError};
+use undermesh_tunnel::{OriginalDestinations, PodConfig, WorkerListeners, Workers};
 
-use super::turns::Turns;
+use super::{fault::PodError, turns::Turns};
 use crate::api::{
     Refusal,
     types::{Pod, PodCounts, PodKey, PodState},
@@ -33,38 +32,6 @@ impl OriginalDestinations for Filed {
     fn take(&self, netns_cookie: u64, source: SocketAddr) -> Option<SocketAddr> {
         self.0.take(netns_cookie, source)
     }
-}
-
-/// Why a pod was not taken up or given up.
-#[derive(Debug, thiserror::Error)]
-enum PodError {
-    #[error(transparent)]
-    Capture(#[from] CaptureError),
-    #[error(transparent)]
-    Workers(#[from] WorkersError),
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    #[error("{reason}; check the certificate authority, then enroll the pod again")]
-    Certificate { reason: String },
-    #[error(
-        "{key} runs as {wanted}, but the manifests say {declared}; enroll it with that service account, or correct the manifest"
-    )]
-    OtherIdentity {
-        key: PodKey,
-        wanted: Box<Identity>,
-        declared: Box<Identity>,
-    },
-    #[error("{0} is not enrolled; see 'undermesh list'")]
-    Unknown(PodKey),
-    #[error(
-        "{0} could not be served again after the agent's restart; release it and enroll it anew"
-    )]
-    Unserved(PodKey),
-    #[error("{what} could not be done: {error}; check the limits of the agent's process")]
-    System {
-        what: &'static str,
-        error: std::io::Error,
-    },
 }
 
 /// What a pod waits for before it is captured.
@@ -303,7 +270,6 @@ impl Pods {
                 identity,
                 certificate,
                 netns: Arc::new(netns),
-                addresses: pod.addresses().all().to_vec(),
                 outbound_mark: pod.outbound_mark(),
                 listeners: prepared
                     .take_listeners()
@@ -481,31 +447,5 @@ fn listeners(opened: undermesh_capture::WorkerListeners) -> WorkerListeners {
         outbound,
         plaintext,
         hbone,
-    }
-}
-
-impl From<PodError> for Refusal {
-    fn from(error: PodError) -> Self {
-        let status = match &error {
-            PodError::Capture(error) => capture_status(error),
-            PodError::Identity(_) => StatusCode::BAD_REQUEST,
-            PodError::OtherIdentity { .. } | PodError::Unserved(_) => StatusCode::CONFLICT,
-            PodError::Unknown(_) => StatusCode::NOT_FOUND,
-            PodError::Certificate { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            PodError::Workers(_) | PodError::System { .. } => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        Self::from_error(status, &error)
-    }
-}
-
-fn capture_status(error: &CaptureError) -> StatusCode {
-    match error {
-        CaptureError::Conflict { .. } | CaptureError::NoAddress(_) => StatusCode::CONFLICT,
-        CaptureError::NotEnrolled(_) => StatusCode::NOT_FOUND,
-        CaptureError::Full => StatusCode::SERVICE_UNAVAILABLE,
-        CaptureError::Netns(
-            NetnsError::Open { .. } | NetnsError::NotANamespace(_) | NetnsError::Host(_),
-        ) => StatusCode::BAD_REQUEST,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -132,3 +132,52 @@ fn report(diagnostics: &[Diagnostic], previous: &[Finding]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use undermesh_control::Settings;
+    use undermesh_model::Mesh;
+
+    use super::*;
+
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: cart-0, namespace: shop}\nspec: {serviceAccountName: cart, nodeName: n1}\nstatus: {podIP: 10.0.0.1}\n";
+
+    #[tokio::test]
+    async fn a_changed_manifest_is_in_force_and_a_bad_one_is_shown() {
+        let directory = tempfile::tempdir().unwrap();
+        let (manifests, snapshot) =
+            DirectorySource::open(directory.path(), Settings::default()).unwrap();
+        let mesh = SharedMesh::new(Mesh::empty());
+        let (changed, mut changes) = watch::channel(0);
+        let source = Arc::new(Source::new(
+            directory.path().to_owned(),
+            mesh.clone(),
+            changed,
+        ));
+        source.apply(snapshot);
+        assert!(mesh.load().workload_named("shop", "cart-0").is_none());
+        changes.borrow_and_update();
+
+        std::fs::write(directory.path().join("bad.yaml"), "kind: [").unwrap();
+        std::fs::write(directory.path().join("pod.yaml"), POD).unwrap();
+        let following = tokio::spawn(Arc::clone(&source).follow(manifests));
+        let seen = async {
+            while mesh.load().workload_named("shop", "cart-0").is_none() {
+                changes.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), seen)
+            .await
+            .unwrap();
+        following.abort();
+        let view = source.view();
+        assert!(view.generation >= 2);
+        assert_eq!(view.counts.get("Pod"), Some(&1));
+        assert!(
+            view.diagnostics
+                .iter()
+                .any(|finding| finding.file == "bad.yaml"),
+            "{view:?}"
+        );
+    }
+}
