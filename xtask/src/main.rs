@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod command;
+mod demo;
 mod ebpf;
 mod setup;
 mod tally;
@@ -28,6 +29,8 @@ enum Task {
     Ebpf,
     /// Checks format and lints, builds everything and runs all tests.
     Test(test::Options),
+    /// Shows the mesh at work on two nodes, step by step, with proofs.
+    Demo(demo::Options),
     /// Measures the mesh against no mesh and against other proxies.
     Bench(bench::Options),
 }
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Task::Ebpf => ebpf::run().map(|()| ExitCode::SUCCESS),
         Task::Test(options) => Ok(test::run(&options)),
+        Task::Demo(options) => Ok(demo::run(&options)),
         Task::Bench(options) => Ok(bench::run(&options)),
     };
     outcome.unwrap_or_else(|error| {

@@ -9,14 +9,16 @@ use std::{
     collections::BTreeMap,
     net::TcpListener,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use aya::maps::MapError;
-use undermesh_abi::{COUNTERS, MAX_PODS, Pod};
+use undermesh_abi::{MAX_PODS, Pod};
 
 use crate::{
+    counters::{Counters, Counts},
     destinations::Destinations,
+    enrolled::{EnrolledPod, Phase, Prepared},
     enrollment::Enrollment,
     error::{CaptureError, Problem},
     features,
@@ -44,97 +46,6 @@ pub struct Settings {
     pub workers: usize,
 }
 
-/// A pod that is enrolled, or on its way to or from it. Cheap to clone.
-///
-/// It keeps the network namespace alive: drop it once the pod is gone.
-#[derive(Clone, Debug)]
-pub struct EnrolledPod(Arc<PodParts>);
-
-#[derive(Debug)]
-struct PodParts {
-    enrollment: Enrollment,
-    netns: Netns,
-    addresses: Addresses,
-    outbound_mark: u32,
-}
-
-impl EnrolledPod {
-    /// Who the pod is.
-    pub fn enrollment(&self) -> &Enrollment {
-        &self.0.enrollment
-    }
-
-    /// The cookie of its network namespace, by which all calls name it.
-    pub fn cookie(&self) -> u64 {
-        self.0.netns.cookie()
-    }
-
-    /// Its network namespace, open.
-    pub fn netns(&self) -> &Netns {
-        &self.0.netns
-    }
-
-    /// Its addresses when it was enrolled.
-    pub fn addresses(&self) -> &Addresses {
-        &self.0.addresses
-    }
-
-    /// The socket mark (`SO_MARK`) that keeps the agent's own connections from being captured.
-    pub fn outbound_mark(&self) -> u32 {
-        self.0.outbound_mark
-    }
-}
-
-/// A pod whose listeners are open and whose traffic is not captured yet.
-///
-/// Serve its listeners, then call [`Capture::activate`]; or undo it by [`Capture::forget`].
-#[derive(Debug)]
-#[must_use = "activate it, or forget its cookie"]
-pub struct Prepared {
-    pod: EnrolledPod,
-    listeners: Vec<WorkerListeners>,
-    /// The first worker's plaintext sockets: `sk_lookup` names one, the kernel picks among all that share its port.
-    plaintext: Vec<TcpListener>,
-}
-
-impl Prepared {
-    /// The pod.
-    pub fn pod(&self) -> &EnrolledPod {
-        &self.pod
-    }
-
-    /// The listeners, one element for each worker; empty when they have been taken.
-    pub fn take_listeners(&mut self) -> Vec<WorkerListeners> {
-        std::mem::take(&mut self.listeners)
-    }
-}
-
-/// How far a pod has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Its listeners are open; nothing is captured yet.
-    Prepared,
-    /// Its connections are captured.
-    Active,
-    /// New connections are not captured any more; those that run go on.
-    Draining,
-}
-
-/// Connections counted by the kernel programs since they were first loaded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Outbound connections steered to the agent.
-    pub captured: u64,
-    /// Outbound connections of enrolled pods left alone.
-    pub skipped: u64,
-    /// Outbound connections refused because their destination could not be kept.
-    pub refused: u64,
-    /// Inbound plain connections handed to the agent.
-    pub inbound_assigned: u64,
-    /// Inbound plain connections refused because the agent had no listener.
-    pub inbound_refused: u64,
-}
-
 /// What [`Capture::recover`] found.
 #[derive(Debug, Default)]
 pub struct Recovery {
@@ -159,13 +70,20 @@ struct Inner {
     store: Store,
     pods: BTreeMap<u64, Entry>,
     /// Counts of pods that are gone.
-    retired: [u64; COUNTERS as usize],
+    retired: Counts,
 }
 
 struct Entry {
     pod: EnrolledPod,
     phase: Phase,
     previous: Previous,
+}
+
+/// What was opened in a namespace.
+struct Ready {
+    addresses: Addresses,
+    listeners: Vec<WorkerListeners>,
+    plaintext: Vec<TcpListener>,
 }
 
 impl Capture {
@@ -187,7 +105,7 @@ impl Capture {
                 programs,
                 store,
                 pods: BTreeMap::new(),
-                retired: [0; COUNTERS as usize],
+                retired: Counts::default(),
             }),
         })
     }
@@ -224,18 +142,19 @@ impl Capture {
         if inner.pods.len() >= MAX_PODS as usize {
             return Err(CaptureError::Full);
         }
-        let previous = netns.run(sysctl::read)??;
+        // A pod that could not be recovered has its settings changed already.
+        let previous = match inner.store.previous(netns.cookie()) {
+            Some(previous) => previous,
+            None => netns.run(sysctl::read)??,
+        };
         inner
             .store
             .save(netns.cookie(), Intent::Enroll, enrollment, &previous)?;
-        match self.set_up(enrollment, netns) {
-            Ok(prepared) => {
-                inner.add(&prepared.pod, previous);
-                Ok(prepared)
-            }
-            Err((netns, error)) => {
-                if let Err(undoing) = undo(&netns, &previous) {
-                    tracing::warn!(pod = %enrollment, error = %undoing, "cannot put the namespace back");
+        match self.set_up(enrollment, &netns) {
+            Ok(ready) => Ok(self.enter(&mut inner, enrollment, netns, ready, previous)),
+            Err(error) => {
+                if let Err(error) = undo(&netns, &previous) {
+                    tracing::warn!(pod = %enrollment, %error, "cannot put the namespace back");
                 }
                 inner.store.remove(netns.cookie())?;
                 Err(error)
@@ -326,25 +245,12 @@ impl Capture {
     /// When a map cannot be read.
     pub fn counters(&self) -> Result<Counters, CaptureError> {
         let inner = self.lock();
-        let mut sums = inner.programs.counts()?;
-        add(&mut sums, inner.retired);
+        let mut counts = inner.programs.counts()?;
+        counts.add(inner.retired);
         for cookie in inner.pods.keys() {
-            add(&mut sums, pod::counts(&self.pins, *cookie)?);
+            counts.add(pod::counts(&self.pins, *cookie)?);
         }
-        let [
-            captured,
-            skipped,
-            refused,
-            inbound_assigned,
-            inbound_refused,
-        ] = sums;
-        Ok(Counters {
-            captured,
-            skipped,
-            refused,
-            inbound_assigned,
-            inbound_refused,
-        })
+        Ok(counts.into())
     }
 
     fn recover_pod(
@@ -364,15 +270,18 @@ impl Capture {
             .ok()
             .filter(|netns| netns.cookie() == cookie);
         match (intent, netns) {
-            (Intent::Enroll, Some(netns)) => match self.set_up(&enrollment, netns) {
-                Ok(prepared) => {
-                    inner.add(&prepared.pod, previous);
+            (Intent::Enroll, Some(netns)) => match self.set_up(&enrollment, &netns) {
+                Ok(ready) => {
+                    let prepared = self.enter(inner, &enrollment, netns, ready, previous);
                     recovery.prepared.push(prepared);
                 }
-                Err((_, error)) => recovery.problems.push(Problem::Pod {
-                    pod: enrollment,
-                    error: Box::new(error),
-                }),
+                Err(error) => {
+                    let error = Box::new(error);
+                    recovery.problems.push(Problem::Pod {
+                        pod: enrollment,
+                        error,
+                    });
+                }
             },
             // The sweep tells whether the namespace is gone, or lives on without its path.
             (Intent::Enroll, None) => inner.store.remove(cookie)?,
@@ -389,12 +298,8 @@ impl Capture {
     }
 
     /// Makes a namespace ready; everything in it may be there already from an earlier agent.
-    fn set_up(
-        &self,
-        enrollment: &Enrollment,
-        netns: Netns,
-    ) -> Result<Prepared, (Netns, CaptureError)> {
-        let inside = || -> Result<_, CaptureError> {
+    fn set_up(&self, enrollment: &Enrollment, netns: &Netns) -> Result<Ready, CaptureError> {
+        flatten(netns.run(|| {
             let netlink = Netlink::open().map_err(CaptureError::Network)?;
             routes::raise_loopback(&netlink).map_err(CaptureError::Network)?;
             let addresses = routes::addresses(&netlink).map_err(CaptureError::Network)?;
@@ -406,30 +311,47 @@ impl Capture {
             for family in addresses.families() {
                 routes::add(&netlink, family).map_err(CaptureError::Network)?;
             }
-            let plaintext = listeners
+            let first = listeners
                 .first()
                 .into_iter()
-                .flat_map(|worker| &worker.plaintext)
+                .flat_map(|worker| &worker.plaintext);
+            let plaintext = first
                 .map(TcpListener::try_clone)
                 .collect::<Result<_, _>>()
                 .map_err(CaptureError::Network)?;
-            Ok((addresses, listeners, plaintext))
+            Ok(Ready {
+                addresses,
+                listeners,
+                plaintext,
+            })
+        }))
+    }
+
+    /// Takes a namespace that is ready into the table.
+    fn enter(
+        &self,
+        inner: &mut Inner,
+        enrollment: &Enrollment,
+        netns: Netns,
+        ready: Ready,
+        previous: Previous,
+    ) -> Prepared {
+        let Ready {
+            addresses,
+            listeners,
+            plaintext,
+        } = ready;
+        let pod = EnrolledPod::new(enrollment.clone(), netns, addresses, self.outbound_mark);
+        let entry = Entry {
+            pod: pod.clone(),
+            phase: Phase::Prepared,
+            previous,
         };
-        match flatten(netns.run(inside)) {
-            Ok((addresses, listeners, plaintext)) => {
-                let pod = EnrolledPod(Arc::new(PodParts {
-                    enrollment: enrollment.clone(),
-                    netns,
-                    addresses,
-                    outbound_mark: self.outbound_mark,
-                }));
-                Ok(Prepared {
-                    pod,
-                    listeners,
-                    plaintext,
-                })
-            }
-            Err(error) => Err((netns, error)),
+        inner.pods.insert(pod.cookie(), entry);
+        Prepared {
+            pod,
+            listeners,
+            plaintext,
         }
     }
 
@@ -445,15 +367,6 @@ impl Inner {
             .ok_or(CaptureError::NotEnrolled(cookie))
     }
 
-    fn add(&mut self, pod: &EnrolledPod, previous: Previous) {
-        let entry = Entry {
-            pod: pod.clone(),
-            phase: Phase::Prepared,
-            previous,
-        };
-        self.pods.insert(pod.cookie(), entry);
-    }
-
     fn check_free(&self, enrollment: &Enrollment, cookie: u64) -> Result<(), CaptureError> {
         let holder = self.pods.values().find(|entry| {
             entry.pod.cookie() == cookie || entry.pod.enrollment().has_same_name(enrollment)
@@ -465,8 +378,8 @@ impl Inner {
             return Err(CaptureError::AlreadyEnrolled(pod.clone()));
         }
         Err(CaptureError::Conflict {
-            wanted: enrollment.clone(),
-            holder: pod.enrollment().clone(),
+            wanted: Box::new(enrollment.clone()),
+            holder: Box::new(pod.enrollment().clone()),
         })
     }
 
@@ -497,7 +410,7 @@ impl Inner {
 
     /// Removes what is pinned for a pod, keeping its counts.
     fn retire(&mut self, pins: &Pins, cookie: u64) -> Result<(), CaptureError> {
-        add(&mut self.retired, pod::counts(pins, cookie)?);
+        self.retired.add(pod::counts(pins, cookie)?);
         Ok(pod::remove(pins, cookie)?)
     }
 
@@ -548,12 +461,6 @@ fn kernel_entry(addresses: &Addresses) -> Pod {
             .ipv6()
             .map(|address| std::net::IpAddr::from(address).into())
             .unwrap_or_default(),
-    }
-}
-
-fn add(sums: &mut [u64; COUNTERS as usize], more: [u64; COUNTERS as usize]) {
-    for (sum, count) in sums.iter_mut().zip(more) {
-        *sum += count;
     }
 }
 

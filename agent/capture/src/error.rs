@@ -4,7 +4,7 @@ use std::io;
 use aya::maps::MapError;
 
 use crate::{
-    capture::EnrolledPod, enrollment::Enrollment, features::FeatureError, listeners::ListenError,
+    enrolled::EnrolledPod, enrollment::Enrollment, features::FeatureError, listeners::ListenError,
     netns::NetnsError, programs::LoadError, state::StateError, sysctl::SysctlError,
 };
 
@@ -45,9 +45,9 @@ pub enum CaptureError {
     )]
     Conflict {
         /// The pod that was to be enrolled.
-        wanted: Enrollment,
+        wanted: Box<Enrollment>,
         /// The pod that is enrolled.
-        holder: Enrollment,
+        holder: Box<Enrollment>,
     },
     /// The pod's namespace has no address by which others could reach it.
     #[error("{0} has no address; enroll it after its network is set up")]

@@ -5,7 +5,9 @@
 
 mod bpf;
 mod capture;
+mod counters;
 mod destinations;
+mod enrolled;
 mod enrollment;
 mod error;
 mod features;
@@ -21,8 +23,10 @@ mod state;
 mod sysctl;
 mod watch;
 
-pub use capture::{Capture, Counters, EnrolledPod, Phase, Prepared, Recovery, Settings};
+pub use capture::{Capture, Recovery, Settings};
+pub use counters::Counters;
 pub use destinations::Destinations;
+pub use enrolled::{EnrolledPod, Phase, Prepared};
 pub use enrollment::{Enrollment, EnrollmentError};
 pub use error::{CaptureError, Problem};
 pub use features::{Capability, FeatureError};

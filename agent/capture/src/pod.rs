@@ -1,20 +1,16 @@
 //! The program of one pod: `sk_lookup` in its network namespace, with a map of its listeners.
-use std::{
-    fs, io,
-    net::TcpListener,
-    os::fd::AsFd as _,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, net::TcpListener, os::fd::AsFd as _};
 
 use aya::{
     EbpfLoader,
     maps::{Map, MapData, PerCpuArray, SockMap},
     programs::{Program, links::FdLink},
 };
-use undermesh_abi::{COUNTERS, LISTENER_IPV4, LISTENER_IPV6};
+use undermesh_abi::{LISTENER_IPV4, LISTENER_IPV6};
 
 use crate::{
     bpf::PinnedLink,
+    counters::Counts,
     features,
     netns::Netns,
     programs::{self, LoadError, Pins},
@@ -141,11 +137,11 @@ pub(crate) fn pinned(pins: &Pins) -> Result<Vec<u64>, LoadError> {
 }
 
 /// The counters of one pod; zeroes where its map is not pinned.
-pub(crate) fn counts(pins: &Pins, cookie: u64) -> Result<[u64; COUNTERS as usize], LoadError> {
-    let path: PathBuf = pins.pod(cookie).join(COUNTS);
-    if !Path::new(&path).exists() {
-        return Ok([0; COUNTERS as usize]);
+pub(crate) fn counts(pins: &Pins, cookie: u64) -> Result<Counts, LoadError> {
+    let path = pins.pod(cookie).join(COUNTS);
+    if !path.exists() {
+        return Ok(Counts::default());
     }
     let map = PerCpuArray::try_from(Map::PerCpuArray(MapData::from_pin(&path)?))?;
-    Ok(programs::sum(&map)?)
+    Ok(Counts::read(&map)?)
 }

@@ -20,10 +20,11 @@ use aya::{
     pin::PinError,
     programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, ProgramFd, SockOps, links::FdLink},
 };
-use undermesh_abi::{COUNTERS, LAYOUT, Pod, Settings};
+use undermesh_abi::{LAYOUT, Pod, Settings};
 
 use crate::{
     bpf::PinnedLink,
+    counters::Counts,
     features::{self, FeatureError},
     log::KernelLog,
 };
@@ -186,20 +187,9 @@ impl Programs {
     }
 
     /// The counters, summed over all CPUs.
-    pub(crate) fn counts(&self) -> Result<[u64; COUNTERS as usize], MapError> {
-        sum(&self.counts)
+    pub(crate) fn counts(&self) -> Result<Counts, MapError> {
+        Counts::read(&self.counts)
     }
-}
-
-/// Sums a per-CPU array of counters.
-pub(crate) fn sum(
-    counts: &PerCpuArray<MapData, u64>,
-) -> Result<[u64; COUNTERS as usize], MapError> {
-    let mut sums = [0; COUNTERS as usize];
-    for (index, sum) in (0..).zip(&mut sums) {
-        *sum = counts.get(&index, 0)?.iter().sum();
-    }
-    Ok(sums)
 }
 
 /// Takes a map out of an object whose programs are loaded: they name it by its descriptor until then.

@@ -127,6 +127,12 @@ impl Store {
         write().map_err(at(&path))
     }
 
+    /// The settings from before a pod was enrolled, where its state is known.
+    pub(crate) fn previous(&self, cookie: u64) -> Option<Previous> {
+        let state = read(&self.path(cookie)).ok()?;
+        (state.boot_id == self.boot_id).then_some(state.previous)
+    }
+
     /// Removes the state of a pod; one that is gone already is as good.
     pub(crate) fn remove(&self, cookie: u64) -> Result<(), StateError> {
         let path = self.path(cookie);

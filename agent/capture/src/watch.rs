@@ -13,7 +13,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{capture::EnrolledPod, netns::Place, poll};
+use crate::{enrolled::EnrolledPod, netns::Place, poll};
 
 /// The mount table; polling it tells of changes (`proc_pid_mountinfo(5)`).
 const MOUNTS: &str = "/proc/self/mountinfo";

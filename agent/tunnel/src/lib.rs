@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod copy;
+mod engine;
 mod hbone;
 mod inbound;
 mod outbound;

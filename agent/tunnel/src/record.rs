@@ -5,53 +5,55 @@
 //! records and one system call. [`Driver`] does that last step.
 use std::{
     cell::RefCell,
-    future::Future,
-    io::{self, IoSlice, Read as _, Write as _},
+    future::{Future, poll_fn},
+    io::{self, IoSlice},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf as _, BytesMut};
-use rustls::Connection;
+use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
-use tokio_util::io::poll_read_buf;
 
-/// Ciphertext asked of the socket at once: four full records.
-const READ_BYTES: usize = 64 * 1024;
-/// Largest plaintext of one record (RFC 8446, section 5.1).
-const RECORD_BYTES: usize = 16 * 1024;
-/// Ciphertext held before the socket takes it; a writer waits beyond.
-const WRITE_LIMIT: usize = 256 * 1024;
+use crate::engine::{Endpoint, Engine, Need, RECORD_BYTES};
 
-/// A handle on an established TLS connection; the handles of one connection share it.
-pub(crate) struct RecordStream(Rc<RefCell<Shared>>);
+/// A handle on a TLS connection; the handles of one connection share it.
+pub(crate) struct RecordStream<E>(Rc<RefCell<Shared<E>>>);
 
-struct Shared {
+struct Shared<E> {
     tcp: TcpStream,
-    tls: Connection,
+    tls: Engine<E>,
     /// Plaintext of small writes, until it fills a record or the batch ends.
     staged: Vec<u8>,
-    /// Ciphertext read and not processed yet; without memory while idle.
-    incoming: BytesMut,
     /// Whether the peer's side has ended.
     ended: bool,
 }
 
-impl RecordStream {
-    /// Takes over a connection whose handshake is complete.
-    pub(crate) fn new(tcp: TcpStream, mut tls: Connection) -> Self {
-        tls.set_buffer_limit(Some(WRITE_LIMIT));
-        Self(Rc::new(RefCell::new(Shared {
+impl<E: Endpoint> RecordStream<E> {
+    /// Performs the handshake.
+    ///
+    /// # Errors
+    /// When the socket fails, or the peer is refused or refuses; it has been told why by then.
+    pub(crate) async fn handshake(tcp: TcpStream, tls: E) -> io::Result<Self> {
+        let mut shared = Shared {
             tcp,
-            tls,
+            tls: Engine::new(tls),
             staged: Vec::new(),
-            incoming: BytesMut::new(),
             ended: false,
-        })))
+        };
+        poll_fn(|context| shared.poll_handshake(context)).await?;
+        Ok(Self(Rc::new(RefCell::new(shared))))
+    }
+
+    /// Looks at what the peer presented.
+    pub(crate) fn peer_certificates<T>(
+        &self,
+        look: impl FnOnce(Option<&[CertificateDer<'static>]>) -> T,
+    ) -> T {
+        look(self.0.borrow().tls.peer_certificates())
     }
 
     /// Another handle on the same connection, to drive the writer that owns this one.
@@ -60,7 +62,7 @@ impl RecordStream {
     }
 
     /// Wraps the future that writes to this connection: each time it pauses, what it wrote is sent.
-    pub(crate) fn drive<F>(&self, writer: F) -> Driver<F> {
+    pub(crate) fn drive<F>(&self, writer: F) -> Driver<E, F> {
         Driver {
             stream: Rc::clone(&self.0),
             writer,
@@ -69,12 +71,12 @@ impl RecordStream {
 }
 
 /// Polls a writer and then sends what it left; see [`RecordStream::drive`].
-pub(crate) struct Driver<F> {
-    stream: Rc<RefCell<Shared>>,
+pub(crate) struct Driver<E, F> {
+    stream: Rc<RefCell<Shared<E>>>,
     writer: F,
 }
 
-impl<F: Future + Unpin> Future for Driver<F> {
+impl<E: Endpoint, F: Future + Unpin> Future for Driver<E, F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -85,29 +87,28 @@ impl<F: Future + Unpin> Future for Driver<F> {
     }
 }
 
-impl Shared {
-    /// Encrypts what is staged; false where the records already made must leave first.
-    fn seal_staged(&mut self) -> io::Result<bool> {
-        while !self.staged.is_empty() {
-            let sealed = self.tls.writer().write(&self.staged)?;
-            if sealed == 0 {
-                return Ok(false);
+impl<E: Endpoint> Shared<E> {
+    fn poll_handshake(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let opened = self.tls.open(&mut ReadBuf::new(&mut []));
+            ready!(self.poll_transmit(context))?;
+            match opened? {
+                Need::Ended => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                Need::Input | Need::Room if !self.tls.is_handshaking() => {
+                    return Poll::Ready(Ok(()));
+                }
+                Need::Input | Need::Room => ready!(self.poll_receive(context))?,
             }
-            self.staged.drain(..sealed);
         }
-        Ok(true)
     }
 
     /// Hands all records to the socket; pending while it takes no more.
     fn poll_transmit(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.tls.wants_write() {
-            match self.tls.write_tls(&mut Socket(&self.tcp)) {
-                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    ready!(self.tcp.poll_write_ready(context))?;
-                }
-                Err(error) => return Poll::Ready(Err(error)),
+        while !self.tls.outgoing.is_empty() {
+            let sent = Pin::new(&mut self.tcp).poll_write(context, self.tls.outgoing.filled());
+            match ready!(sent)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                sent => self.tls.outgoing.consume(sent),
             }
         }
         Poll::Ready(Ok(()))
@@ -115,16 +116,20 @@ impl Shared {
 
     /// Sends everything written so far.
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
-            let sealed = self.seal_staged()?;
+        while !self.staged.is_empty() {
+            self.seal_staged()?;
             ready!(self.poll_transmit(context))?;
-            if sealed {
-                if self.staged.capacity() > 0 {
-                    self.staged = Vec::new();
-                }
-                return Poll::Ready(Ok(()));
-            }
         }
+        if self.staged.capacity() > 0 {
+            self.staged = Vec::new();
+        }
+        self.poll_transmit(context)
+    }
+
+    fn seal_staged(&mut self) -> io::Result<()> {
+        let sealed = self.tls.seal(&self.staged)?;
+        self.staged.drain(..sealed);
+        Ok(())
     }
 
     /// Takes a part of `data` that is not empty, staging what does not fill a record.
@@ -132,7 +137,7 @@ impl Shared {
         loop {
             if self.staged.is_empty() && data.len() >= RECORD_BYTES {
                 let whole = data.len() - data.len() % RECORD_BYTES;
-                let sealed = self.tls.writer().write(&data[..whole])?;
+                let sealed = self.tls.seal(&data[..whole])?;
                 if sealed > 0 {
                     return Poll::Ready(Ok(sealed));
                 }
@@ -140,10 +145,13 @@ impl Shared {
                 let taken = data.len().min(RECORD_BYTES - self.staged.len());
                 self.staged.extend_from_slice(&data[..taken]);
                 return Poll::Ready(Ok(taken));
-            } else if self.seal_staged()? {
-                continue;
+            } else {
+                self.seal_staged()?;
+                if self.staged.is_empty() {
+                    continue;
+                }
             }
-            // The records made so far fill the limit.
+            // The records made so far fill the buffer.
             ready!(self.poll_transmit(context))?;
         }
     }
@@ -154,66 +162,38 @@ impl Shared {
         context: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
         let before = out.filled().len();
-        loop {
-            self.open_records(out)?;
-            let progressed = out.filled().len() > before;
-            if out.remaining() == 0 || self.ended {
-                return Poll::Ready(Ok(()));
-            }
-            match self.poll_receive(context) {
-                Poll::Ready(result) => result?,
-                // What came before an end or a pause is delivered first.
-                Poll::Pending if progressed => return Poll::Ready(Ok(())),
-                Poll::Pending => return Poll::Pending,
+        while !self.ended {
+            match self.tls.open(out)? {
+                Need::Room => break,
+                Need::Ended => self.ended = true,
+                Need::Input => match self.poll_receive(context) {
+                    // What came before a pause or a failure is delivered first.
+                    Poll::Pending | Poll::Ready(Err(_)) if out.filled().len() > before => break,
+                    received => ready!(received)?,
+                },
             }
         }
-    }
-
-    /// Decrypts the ciphertext at hand into `out`, as far as there is room.
-    fn open_records(&mut self, out: &mut ReadBuf<'_>) -> io::Result<()> {
-        loop {
-            while out.remaining() > 0 {
-                match self.tls.reader().read(out.initialize_unfilled()) {
-                    Ok(0) => {
-                        self.ended = true;
-                        return Ok(());
-                    }
-                    Ok(read) => out.advance(read),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) => return Err(error),
-                }
-            }
-            if out.remaining() == 0 || self.incoming.is_empty() {
-                return Ok(());
-            }
-            let taken = self.tls.read_tls(&mut &self.incoming[..])?;
-            self.incoming.advance(taken);
-            if self.incoming.is_empty() {
-                self.incoming = BytesMut::new();
-            }
-            self.tls.process_new_packets().map_err(io::Error::other)?;
-        }
+        Poll::Ready(Ok(()))
     }
 
     /// Reads once from the socket.
     fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Asked first, so that an idle connection holds no buffer.
+        // Asked first, so that an idle connection borrows no buffer.
         ready!(self.tcp.poll_read_ready(context))?;
-        self.incoming.reserve(READ_BYTES);
-        let read = ready!(poll_read_buf(
-            Pin::new(&mut self.tcp),
-            context,
-            &mut self.incoming
-        ))?;
-        if read == 0 {
-            // Without a close_notify this is a truncation, and rustls reports it so.
-            self.tls.read_tls(&mut io::empty())?;
+        let mut spare = ReadBuf::new(self.tls.incoming.spare());
+        let read = Pin::new(&mut self.tcp).poll_read(context, &mut spare);
+        let received = spare.filled().len();
+        self.tls.incoming.fill(received);
+        ready!(read)?;
+        if received == 0 {
+            // The peer ends its side by a close_notify; without it the data may have been cut.
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncRead for RecordStream {
+impl<E: Endpoint> AsyncRead for RecordStream<E> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -223,7 +203,7 @@ impl AsyncRead for RecordStream {
     }
 }
 
-impl AsyncWrite for RecordStream {
+impl<E: Endpoint> AsyncWrite for RecordStream<E> {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -271,25 +251,8 @@ impl AsyncWrite for RecordStream {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut shared = self.0.borrow_mut();
         ready!(shared.poll_send(context))?;
-        shared.tls.send_close_notify();
+        shared.tls.close()?;
         ready!(shared.poll_transmit(context))?;
         Pin::new(&mut shared.tcp).poll_shutdown(context)
-    }
-}
-
-/// Lets rustls write records to a socket that does not block.
-struct Socket<'a>(&'a TcpStream);
-
-impl io::Write for Socket<'_> {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.0.try_write(data)
-    }
-
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.0.try_write_vectored(slices)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -10,9 +10,12 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Ping, PingPong, client, server};
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{
+    client::UnbufferedClientConnection,
+    pki_types::{CertificateDer, ServerName},
+    server::UnbufferedServerConnection,
+};
 use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 use undermesh_identity::WorkloadCertificate;
 use undermesh_model::Identity;
 
@@ -91,14 +94,14 @@ pub(crate) async fn connect(
 ) -> Result<ClientSession<impl Future<Output = Result<(), h2::Error>> + use<>>, SessionError> {
     let config = certificate.client_config(expected);
     let handshakes = async {
-        let tls = TlsConnector::from(config)
-            // No name is sent or checked: the identity in the certificate decides.
-            .connect(ServerName::IpAddress(peer.ip().into()), tcp)
-            .await
-            .map_err(|error| SessionError::Tls { peer, error })?;
-        let (tcp, tls) = tls.into_inner();
-        let identity = identity_of(tls.peer_certificates(), peer)?;
-        let stream = RecordStream::new(tcp, tls.into());
+        // No name is sent or checked: the identity in the certificate decides.
+        let name = ServerName::IpAddress(peer.ip().into());
+        let stream = match UnbufferedClientConnection::new(config, name) {
+            Ok(tls) => RecordStream::handshake(tcp, tls).await,
+            Err(error) => Err(io::Error::other(error)),
+        };
+        let stream = stream.map_err(|error| SessionError::Tls { peer, error })?;
+        let identity = stream.peer_certificates(|chain| identity_of(chain, peer))?;
         let handle = stream.handle();
         let (requests, mut connection) = client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
@@ -133,8 +136,8 @@ pub(crate) async fn connect(
 
 /// The server's side of a connection.
 pub(crate) struct ServerSession {
-    connection: server::Connection<RecordStream, Bytes>,
-    handle: RecordStream,
+    connection: server::Connection<RecordStream<UnbufferedServerConnection>, Bytes>,
+    handle: RecordStream<UnbufferedServerConnection>,
     pings: Option<PingPong>,
     /// Who the peer has proved to be.
     pub peer: Identity,
@@ -151,13 +154,12 @@ pub(crate) async fn accept(
 ) -> Result<ServerSession, SessionError> {
     let config = certificate.server_config();
     let handshakes = async {
-        let tls = TlsAcceptor::from(config)
-            .accept(tcp)
-            .await
-            .map_err(|error| SessionError::Tls { peer, error })?;
-        let (tcp, tls) = tls.into_inner();
-        let identity = identity_of(tls.peer_certificates(), peer)?;
-        let stream = RecordStream::new(tcp, tls.into());
+        let stream = match UnbufferedServerConnection::new(config) {
+            Ok(tls) => RecordStream::handshake(tcp, tls).await,
+            Err(error) => Err(io::Error::other(error)),
+        };
+        let stream = stream.map_err(|error| SessionError::Tls { peer, error })?;
+        let identity = stream.peer_certificates(|chain| identity_of(chain, peer))?;
         let handle = stream.handle();
         let mut handshake = server::Builder::new()
             .initial_window_size(STREAM_WINDOW)

@@ -109,15 +109,25 @@ fn judge(ctx: &SockAddrContext, asked: Address) -> Verdict {
     }
     // SAFETY: as above.
     let port = u16::from_be(unsafe { (*ctx.sock_addr).user_port } as u16);
-    let destination = Destination { address: asked, port: port.into(), padding: 0 };
+    let destination = Destination {
+        address: asked,
+        port: port.into(),
+        padding: 0,
+    };
     if !release_device(ctx) {
         count(Counter::Refused);
-        warn!(ctx, "a connection of a socket that is bound to a device was refused");
+        warn!(
+            ctx,
+            "a connection of a socket that is bound to a device was refused"
+        );
         return Verdict::Refuse;
     }
     if !remember(ctx, destination) {
         count(Counter::Refused);
-        warn!(ctx, "no room to keep the destination of a connection; it was refused");
+        warn!(
+            ctx,
+            "no room to keep the destination of a connection; it was refused"
+        );
         return Verdict::Refuse;
     }
     count(Counter::Captured);
@@ -136,7 +146,9 @@ fn is_local(asked: Address, pod: &Pod) -> bool {
 /// Whether the socket carries the agent's secret mark.
 #[inline(always)]
 fn is_agent(ctx: &SockAddrContext) -> bool {
-    let Some(settings) = SETTINGS.get(0) else { return false };
+    let Some(settings) = SETTINGS.get(0) else {
+        return false;
+    };
     // SAFETY: the kernel passes a valid context; the verifier checks the read of the socket.
     let mark = unsafe {
         let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
@@ -205,8 +217,15 @@ fn forget(ctx: &SockAddrContext) {
 /// A socket that is bound already keeps its address: the helper then fails and nothing changes.
 #[inline(always)]
 fn bind_ipv4(ctx: &SockAddrContext, pod: &Pod) {
-    let Some(address) = pod.ipv4.ipv4() else { return };
-    let mut local = SockaddrIn { family: AF_INET, port: 0, address, zero: [0; 2] };
+    let Some(address) = pod.ipv4.ipv4() else {
+        return;
+    };
+    let mut local = SockaddrIn {
+        family: AF_INET,
+        port: 0,
+        address,
+        zero: [0; 2],
+    };
     // SAFETY: the address lives on the stack for the call and its length is exact.
     let _ = unsafe {
         bpf_bind(
@@ -223,7 +242,13 @@ fn bind_ipv6(ctx: &SockAddrContext, own: Address) {
     if own == Address::default() {
         return;
     }
-    let mut local = SockaddrIn6 { family: AF_INET6, port: 0, flow: 0, address: own.0, scope: 0 };
+    let mut local = SockaddrIn6 {
+        family: AF_INET6,
+        port: 0,
+        flow: 0,
+        address: own.0,
+        scope: 0,
+    };
     // SAFETY: the address lives on the stack for the call and its length is exact.
     let _ = unsafe {
         bpf_bind(

@@ -37,7 +37,11 @@ pub fn assign_plaintext(ctx: SkLookupContext) -> u32 {
     {
         return sk_action::SK_PASS;
     }
-    let slot = if lookup.family == AF_INET { LISTENER_IPV4 } else { LISTENER_IPV6 };
+    let slot = if lookup.family == AF_INET {
+        LISTENER_IPV4
+    } else {
+        LISTENER_IPV6
+    };
     if LISTENERS.redirect_sk_lookup(&ctx, slot, 0).is_ok() {
         count(Counter::InboundAssigned);
         return sk_action::SK_PASS;

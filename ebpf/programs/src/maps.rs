@@ -3,7 +3,9 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
-use undermesh_abi::{COUNTERS, Counter, Destination, FlowKey, MAX_PENDING, MAX_PODS, Pod, Settings};
+use undermesh_abi::{
+    COUNTERS, Counter, Destination, FlowKey, MAX_PENDING, MAX_PODS, Pod, Settings,
+};
 
 /// Enrolled pods by network-namespace cookie.
 #[btf_map]

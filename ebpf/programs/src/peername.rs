@@ -44,6 +44,10 @@ fn original(ctx: &SockAddrContext) -> Option<Destination> {
             return None;
         }
         let stored = ORIGINAL.get_ptr_mut(ctx);
-        if stored.is_null() { None } else { Some(*stored) }
+        if stored.is_null() {
+            None
+        } else {
+            Some(*stored)
+        }
     }
 }

@@ -41,8 +41,8 @@ fn file(ctx: &SockOpsContext) {
         // aya-ebpf offers the storage of a socket to address hooks alone; the map's own address is
         // what the loader replaces by its descriptor.
         let map = core::ptr::from_ref(&ORIGINAL).cast_mut().cast();
-        let stored = bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), 0)
-            .cast::<Destination>();
+        let stored =
+            bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), 0).cast::<Destination>();
         if stored.is_null() {
             return;
         }
@@ -59,7 +59,10 @@ fn file(ctx: &SockOpsContext) {
     if PENDING.insert(&key, &destination, 0).is_err() {
         // The agent finds no entry and refuses the connection.
         count(Counter::Refused);
-        warn!(ctx, "no room to file a captured connection; it will be refused");
+        warn!(
+            ctx,
+            "no room to file a captured connection; it will be refused"
+        );
     }
 }
 
@@ -77,6 +80,10 @@ fn near_end(ctx: &SockOpsContext) -> Address {
             read_volatile(&raw const (*ops).local_ip6[2]),
             read_volatile(&raw const (*ops).local_ip6[3]),
         ];
-        if ctx.family() == AF_INET { Address::from_ipv4(ipv4) } else { Address(ipv6) }
+        if ctx.family() == AF_INET {
+            Address::from_ipv4(ipv4)
+        } else {
+            Address(ipv6)
+        }
     }
 }

@@ -14,6 +14,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     Scenario::new("an_ipv6_socket_reaches_an_ipv4_service", mapped_address),
     Scenario::new("an_app_that_binds_its_source_connects", bound_source),
+    Scenario::new("a_pod_reaches_its_own_address", own_address),
 ];
 
 fn getpeername(bed: &Testbed) -> Result<()> {
@@ -66,6 +67,26 @@ fn bound_source(bed: &Testbed) -> Result<()> {
             let peer: SocketAddr = String::from_utf8_lossy(&peer).parse().unwrap();
             assert_eq!(peer.ip(), own, "{family}, source port {port}");
         }
+    }
+    Ok(())
+}
+
+fn own_address(bed: &Testbed) -> Result<()> {
+    let shop = Shop::in_mesh(bed)?;
+    let server = tcp::Server::start(&shop.far, NGINX_PORT, tcp::tell_peer)?;
+    for (number, family) in Family::BOTH.into_iter().enumerate() {
+        let own = shop.far.ip(family);
+        for target in [SocketAddr::new(own, NGINX_PORT), shop.far_service(family)] {
+            let peer = shop.far.run(|| tcp::ask(target, b""))?;
+            let peer = peer.unwrap_or_else(|error| panic!("{target}: {error}"));
+            let peer: SocketAddr = String::from_utf8_lossy(&peer).parse().unwrap();
+            assert_eq!(peer.ip(), own, "{target}");
+        }
+        assert_eq!(
+            server.accepted(),
+            2 * (number + 1),
+            "a connection went in circles"
+        );
     }
     Ok(())
 }

@@ -89,9 +89,9 @@ fn wait_reported(node: &Node, file: &str, lines: &RangeInclusive<u64>) -> Result
                     && report["line"]
                         .as_u64()
                         .is_some_and(|line| lines.contains(&line))
-                    && report["remedy"]
+                    && report["text"]
                         .as_str()
-                        .is_some_and(|remedy| !remedy.is_empty())
+                        .is_some_and(|text| text.contains("; "))
             }))
         },
     )

@@ -96,7 +96,9 @@ fn strict_refuses(bed: &Testbed) -> Result<()> {
         let from = stage.outside.addresses.of(family).to_string();
         let mark = stage.shop.second.log_mark();
         assert!(!stage.plain(target)?, "a plain client came in, {family}");
-        let line = stage.shop.second.wait_access(mark, |line| line.inbound())?;
+        let line = stage.shop.second.wait_access(mark, |line| {
+            line.inbound() && line.text("src.addr").contains(&from)
+        })?;
         assert!(
             line.failed() && line.text("src.identity").is_empty(),
             "{line:?}"

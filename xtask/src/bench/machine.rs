@@ -19,6 +19,8 @@ pub struct Machine {
     pub processor: String,
     /// The cores that the run may use.
     pub cores: usize,
+    /// The load average of the minute before the run: a busy machine makes unsteady figures.
+    pub load_before: String,
     /// The congestion control of new TCP connections.
     pub tcp_congestion_control: String,
     /// The commit, with `-dirty` after it when files differ from it.
@@ -35,6 +37,7 @@ impl Machine {
             kernel: line("/proc/sys/kernel/osrelease"),
             processor: processor(),
             cores: thread::available_parallelism().map_or(1, usize::from),
+            load_before: load(),
             tcp_congestion_control: line("/proc/sys/net/ipv4/tcp_congestion_control"),
             commit: commit(),
             date,
@@ -44,6 +47,15 @@ impl Machine {
 
 fn line(file: &str) -> String {
     fs::read_to_string(file).map_or_else(|_| UNKNOWN.to_owned(), |text| text.trim().to_owned())
+}
+
+/// The first field of `proc_loadavg(5)`.
+fn load() -> String {
+    let averages = line("/proc/loadavg");
+    match averages.split_once(' ') {
+        Some((minute, _)) => minute.to_owned(),
+        None => averages,
+    }
 }
 
 fn processor() -> String {

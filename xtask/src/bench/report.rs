@@ -124,11 +124,12 @@ impl Report {
             .map(|date| format!(", {date}"))
             .unwrap_or_default();
         format!(
-            "Linux {}, {} ({} cores), TCP {}, commit {}{}\n\
-             Medians of {} rounds of {} s; ratios to none, round by round\n\n",
+            "Linux {}, {} ({} cores, load {} before), TCP {}, commit {}{}\n\
+             Rounds: {}, of {} s each; medians, and ratios to none round by round\n\n",
             machine.kernel,
             machine.processor,
             machine.cores,
+            machine.load_before,
             machine.tcp_congestion_control,
             machine.commit,
             date,
@@ -245,6 +246,7 @@ mod tests {
             kernel: "6.1".to_owned(),
             processor: "a processor".to_owned(),
             cores: 2,
+            load_before: "0.01".to_owned(),
             tcp_congestion_control: "cubic".to_owned(),
             commit: "abc".to_owned(),
             date: None,
@@ -277,8 +279,8 @@ mod tests {
     fn every_figure_stands_beside_no_mesh_and_its_floor() {
         assert_eq!(
             report().table(),
-            "Linux 6.1, a processor (2 cores), TCP cubic, commit abc\n\
-             Medians of 3 rounds of 5 s; ratios to none, round by round\n\
+            "Linux 6.1, a processor (2 cores, load 0.01 before), TCP cubic, commit abc\n\
+             Rounds: 3, of 5 s each; medians, and ratios to none round by round\n\
              \n\
              case     route   figure                 none  undermesh  ratio  other  ratio  floor\n\
              http-64  across  requests/s             80.0       24.0   0.30   9.00   0.11  ratio >= 0.19  reached\n\

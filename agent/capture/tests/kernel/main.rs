@@ -1,6 +1,12 @@
 //! Capture on the real kernel: needs root, and is skipped without it.
 //!
 //! The tests run one after another: this process moves into each test's cgroup.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by a panic"
+)]
+
 mod agent;
 mod bed;
 mod inbound;
