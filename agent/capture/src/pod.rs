@@ -2,7 +2,6 @@
 use std::{fs, io, net::TcpListener, os::fd::AsFd as _};
 
 use aya::{
-    EbpfLoader,
     maps::{Map, MapData, PerCpuArray, SockMap},
     programs::{Program, links::FdLink},
 };
@@ -41,11 +40,7 @@ pub(crate) fn attach(
 ) -> Result<(), LoadError> {
     let folder = pins.pod(netns.cookie());
     programs::make_folder(&folder)?;
-    let mut loader = EbpfLoader::new();
-    for name in [LISTENERS, COUNTS] {
-        loader.map_pin_path(name, folder.join(name));
-    }
-    let mut object = loader.load(POD_OBJECT)?;
+    let mut object = programs::load(POD_OBJECT, [LISTENERS, COUNTS], &folder)?;
     // Listeners first: from its attachment on, the program refuses what it has no listener for.
     let map = object
         .map_mut(LISTENERS)

@@ -12,6 +12,7 @@ use std::{
         unix::fs::{DirBuilderExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
+    sync::{LazyLock, Mutex, PoisonError},
 };
 
 use aya::{
@@ -278,11 +279,27 @@ fn check_layout(maps: &Path) -> Result<(), LoadError> {
 }
 
 fn load_object(maps: &Path) -> Result<Ebpf, LoadError> {
-    let mut loader = EbpfLoader::new();
-    for name in PINNED {
-        loader.map_pin_path(name, maps.join(name));
+    load(NODE_OBJECT, PINNED, maps)
+}
+
+/// Loads an object whose `pinned` maps are kept in `folder`; maps that are there already are taken over.
+pub(crate) fn load(
+    object: &[u8],
+    pinned: impl IntoIterator<Item = &'static str>,
+    folder: &Path,
+) -> Result<Ebpf, LoadError> {
+    // A new loader reads the types of the whole kernel, megabytes that these programs have no use
+    // for; so one is made, once, and let go of them.
+    static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
+        let mut loader = EbpfLoader::new();
+        loader.btf(None);
+        Mutex::new(loader)
+    });
+    let mut loader = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
+    for name in pinned {
+        loader.map_pin_path(name, folder.join(name));
     }
-    Ok(loader.load(NODE_OBJECT)?)
+    Ok(loader.load(object)?)
 }
 
 /// Reads the node's settings, or makes them at the first start; returns the outbound mark.

@@ -214,12 +214,20 @@ fn forget(ctx: &SockAddrContext) {
 }
 
 /// Gives an unbound socket the pod's address, so that `getsockname()` answers as without a mesh.
-/// A socket that is bound already keeps its address: the helper then fails and nothing changes.
+/// A socket that its owner bound keeps its address; with a port the helper refuses, without one
+/// (`IP_BIND_ADDRESS_NO_PORT`) it would replace the address.
 #[inline(always)]
 fn bind_ipv4(ctx: &SockAddrContext, pod: &Pod) {
     let Some(address) = pod.ipv4.ipv4() else {
         return;
     };
+    // SAFETY: the kernel passes a valid context; the verifier checks the read of the socket.
+    unsafe {
+        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        if socket.is_null() || (*socket).src_ip4 != 0 {
+            return;
+        }
+    }
     let mut local = SockaddrIn {
         family: AF_INET,
         port: 0,
@@ -241,6 +249,18 @@ fn bind_ipv4(ctx: &SockAddrContext, pod: &Pod) {
 fn bind_ipv6(ctx: &SockAddrContext, own: Address) {
     if own == Address::default() {
         return;
+    }
+    // SAFETY: the kernel passes a valid context; the verifier checks the read of the socket.
+    unsafe {
+        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        if socket.is_null()
+            || (*socket).src_ip6[0] != 0
+            || (*socket).src_ip6[1] != 0
+            || (*socket).src_ip6[2] != 0
+            || (*socket).src_ip6[3] != 0
+        {
+            return;
+        }
     }
     let mut local = SockaddrIn6 {
         family: AF_INET6,
