@@ -23,7 +23,6 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use nix::sys::signal::{Signal, kill};
@@ -35,6 +34,9 @@ use crate::command::{self, TaskError, cargo, target};
 use crate::setup;
 use narrator::Narrator;
 use remains::Inventory;
+
+/// This executable, even when a build has replaced its file meanwhile (proc_pid_exe(5)).
+const THIS: &str = "/proc/self/exe";
 
 /// Shows two nodes and a small shop in the mesh, step by step, with a proof beside each claim.
 #[derive(Debug, Args)]
@@ -62,7 +64,7 @@ pub fn run(options: &Options) -> ExitCode {
     let outcome = match &options.action {
         Some(Action::Exec(options)) => visit::run(options),
         Some(Action::Stage) => stage::play().map(|()| ExitCode::SUCCESS),
-        None => show(options.keep),
+        None => show(options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error}");
@@ -70,7 +72,7 @@ pub fn run(options: &Options) -> ExitCode {
     })
 }
 
-fn show(keep: bool) -> Result<ExitCode> {
+fn show(options: &Options) -> Result<ExitCode> {
     if !geteuid().is_root() {
         return Err(Error::step(
             "the demo makes network namespaces and loads kernel programs, and so must run as root; run",
@@ -79,16 +81,15 @@ fn show(keep: bool) -> Result<ExitCode> {
     }
     let narrator = Narrator::new();
     prepare(&narrator).context(|| "prepare the demo")?;
-    let start = Instant::now();
     signals::block()?;
     let (events, inbox) = mpsc::channel();
     let (mut child, stage) = start_stage(&events)?;
     signals::follow(events)?;
-    let inventory = follow(&inbox, &child, &stage, keep)?;
+    let inventory = follow(&narrator, &inbox, &child, &stage, options)?;
     let status = child.wait().context(|| "wait for the stage")?;
     match inventory {
         Some(inventory) if status.success() => {
-            finale(&narrator, &inventory, start.elapsed())?;
+            finale(&narrator, &inventory)?;
             Ok(ExitCode::SUCCESS)
         }
         _ => Ok(failed(status)),
@@ -98,7 +99,12 @@ fn show(keep: bool) -> Result<ExitCode> {
 /// Installs what is missing and builds the agent, in the development profile: it is the quickest to
 /// build, and `cargo xtask test` builds the same.
 fn prepare(narrator: &Narrator) -> Result<(), TaskError> {
-    narrator.prelude("Set-up: programs, toolchain, agent.");
+    narrator.prelude(
+        "This demo builds two nodes and a small shop from namespaces of this machine. Each claim comes \
+         with its proof, taken from what programs print and the kernel tells while it runs. The \
+         machine's own network is not touched.",
+    );
+    narrator.prelude("\nFirst the set-up: programs, toolchain, agent.");
     setup::run()?;
     if env::var_os(BINARY_VARIABLE).is_none() {
         command::run(&mut cargo(&["build", "--package", "undermesh"]))?;
@@ -113,8 +119,8 @@ pub enum Event {
     Done,
     /// No process of the stage is left.
     Ended,
-    /// Someone wants the demo to end.
-    Signal(Signal),
+    /// A signal asked this process to end.
+    Interrupted,
 }
 
 /// Starts the stage in a process group of its own, so that a terminal's Ctrl-C reaches it through this
@@ -123,8 +129,7 @@ fn start_stage(events: &Sender<Event>) -> Result<(Child, UnixStream)> {
     let (ours, theirs) = UnixStream::pair().context(|| "make a pair of sockets")?;
     let binary =
         env::var_os(BINARY_VARIABLE).unwrap_or_else(|| target().join("debug/undermesh").into());
-    let this = env::current_exe().context(|| "find the calling executable")?;
-    let child = Command::new(this)
+    let child = Command::new(THIS)
         .args(["demo", "stage"])
         .env(BINARY_VARIABLE, binary)
         .stdin(OwnedFd::from(theirs))
@@ -135,7 +140,7 @@ fn start_stage(events: &Sender<Event>) -> Result<(Child, UnixStream)> {
     let events = events.clone();
     thread::spawn(move || {
         for line in BufReader::new(lines).lines().map_while(Result::ok) {
-            if line.as_bytes() == stage::DONE.trim_ascii_end() {
+            if line == stage::DONE {
                 report(&events, Event::Done);
             }
         }
@@ -151,10 +156,11 @@ fn report(events: &Sender<Event>, event: Event) {
 
 /// Follows the stage to its end; returns what it was made of if it came through all acts.
 fn follow(
+    narrator: &Narrator,
     inbox: &Receiver<Event>,
     child: &Child,
     stage: &UnixStream,
-    keep: bool,
+    options: &Options,
 ) -> Result<Option<Inventory>> {
     let mut inventory = None;
     let close = || {
@@ -166,16 +172,16 @@ fn follow(
         match event {
             Event::Done => {
                 inventory = Some(Inventory::take(child.id())?);
-                if keep {
-                    visit::invite(child.id())?;
+                if options.keep {
+                    visit::invite(narrator, child.id())?;
                 } else {
                     close()?;
                 }
             }
-            Event::Signal(_) if inventory.is_some() => close()?,
-            Event::Signal(signal) => {
+            Event::Interrupted if inventory.is_some() => close()?,
+            Event::Interrupted => {
                 let stage = Pid::from_raw(child.id().cast_signed());
-                kill(stage, signal).context(|| "pass a signal on to the stage")?;
+                kill(stage, Signal::SIGTERM).context(|| "end the stage")?;
             }
             Event::Ended => break,
         }
@@ -183,13 +189,10 @@ fn follow(
     Ok(inventory)
 }
 
-fn finale(narrator: &Narrator, inventory: &Inventory, elapsed: Duration) -> Result<()> {
+fn finale(narrator: &Narrator, inventory: &Inventory) -> Result<()> {
     narrator.step(9, "Nothing is left behind.");
     inventory.prove_gone(narrator)?;
-    narrator.prelude(format!(
-        "\nEvery claim was checked. The demo took {} seconds.",
-        elapsed.as_secs()
-    ));
+    narrator.prelude("\nEvery claim held.");
     Ok(())
 }
 

@@ -65,11 +65,11 @@ impl Netns {
     ) -> io::Result<TcpStream> {
         let socket = self.socket(target)?;
         socket.set_mark(INBOUND_MARK)?;
-        // Without it an IPv4 packet to the pod's own address would seem to come in by that address's
-        // device, and inbound capture would take it for a client's.
-        socket.bind_device(Some(b"lo"))?;
         // A pod that calls itself through the mesh is local already.
         if client != target.ip() && client.is_ipv4() == target.is_ipv4() {
+            // To the kernel a packet to an own address arrives on that address's device, and inbound
+            // capture would take it for a client's; on `lo` the packets of both directions meet.
+            socket.bind_device(Some(b"lo"))?;
             match target {
                 SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
                 SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,

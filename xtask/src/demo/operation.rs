@@ -6,15 +6,37 @@ use std::time::{Duration, Instant};
 
 use undermesh_tests::agent::poll;
 use undermesh_tests::apps::{NGINX_PORT, REDIS_PORT};
+use undermesh_tests::pcap::Segment;
 use undermesh_tests::process::Running;
 use undermesh_tests::{Context, Error, Family, Pod, Result, tcp};
 
 use super::narrator::columns;
+use super::remains::threads;
 use super::stage::{Scene, command_line};
 use super::traffic::TUNNEL_PORT;
 
 /// The file that is fetched slowly, so that its connection can be watched.
 const CATALOGUE: (&str, u64) = ("catalogue", 256 << 20);
+
+/// The metrics that are shown, and the labels that tell them from others of the name.
+const METRICS: [(&str, [&str; 3]); 2] = [
+    (
+        "istio_tcp_connections_opened_total",
+        [
+            "source_workload=\"cart\"",
+            "destination_service_name=\"web\"",
+            "connection_security_policy=\"mutual_tls\"",
+        ],
+    ),
+    (
+        "istio_tcp_connections_failed_total",
+        [
+            "source_workload=\"guest\"",
+            "destination_workload=\"web-b\"",
+            "response_flags=\"DENY\"",
+        ],
+    ),
+];
 
 /// What is said while the agent is down.
 const SECRET: &str = "nobody-may-read-this";
@@ -113,54 +135,37 @@ fn show_connections(scene: &Scene<'_>) -> Result<()> {
     ));
     narrator.proof(
         carries("web-b")? && carries("redis")?,
-        "both transfers are in the table, under mutual TLS, and bytes have come back.",
+        "both connections are in the table, under mutual TLS, and bytes have come back.",
     )
 }
 
 fn show_metrics(scene: &Scene<'_>) -> Result<()> {
     let Scene { narrator, town, .. } = scene;
-    narrator.typed("node-b", "curl -s http://127.0.0.1:15020/metrics");
-    let metrics = town.node_b.metrics()?;
-    let labels = [
-        "source_workload",
-        "destination_workload",
-        "response_flags",
-        "connection_security_policy",
-    ];
-    for line in metrics.lines().filter(|line| {
-        line.starts_with("istio_tcp_connections_opened_total{")
-            && line.contains("destination_workload=\"web-b\"")
-            || line.starts_with("istio_tcp_connections_failed_total{")
-    }) {
+    let node = &town.node_b;
+    narrator.say("The metrics have Istio's names and labels. Two of them, with three labels each:");
+    let fetch = ["curl", "-sS", "http://127.0.0.1:15020/metrics"];
+    let metrics = scene.run(node.name(), node, &fetch)?.success()?;
+    let mut counts = Vec::new();
+    for (name, labels) in METRICS {
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with(name) && labels.iter().all(|label| line.contains(label)))
+            .context(|| format!("find {name} with {}", labels.join(" ")))?;
         narrator.shown(&sample(line, &labels));
+        let count = line.rsplit(' ').next().unwrap_or_default();
+        counts.push(count.parse::<f64>().context(|| format!("read {line}"))?);
     }
-    let opened = town.node_b.metric(
-        "istio_tcp_connections_opened_total",
-        &[
-            "source_workload=\"cart\"",
-            "destination_workload=\"web-b\"",
-            "connection_security_policy=\"mutual_tls\"",
-        ],
-    )?;
     narrator.proof(
-        opened >= 1.0,
-        format!("Istio's metrics, with four of their labels: {opened} connections from cart to web-b under mutual TLS."),
+        counts.iter().all(|count| *count >= 1.0),
+        "node-b has counted cart's connections to the service, and guest's refused one.",
     )
 }
 
 /// A line of metrics with only some of its labels.
 fn sample(line: &str, labels: &[&str]) -> String {
     let (name, rest) = line.split_once('{').unwrap_or((line, ""));
-    let (all, value) = rest.rsplit_once('}').unwrap_or((rest, ""));
-    let kept: Vec<&str> = all
-        .split(',')
-        .filter(|label| {
-            labels
-                .iter()
-                .any(|name| label.split('=').next() == Some(name))
-        })
-        .collect();
-    format!("{name}{{{}}}{value}", kept.join(","))
+    let (_, value) = rest.rsplit_once('}').unwrap_or((rest, ""));
+    format!("{name}{{{}}}{value}", labels.join(", "))
 }
 
 /// Act 8: without its agent a pod is cut off; it is never left unprotected.
@@ -170,14 +175,16 @@ fn sample(line: &str, labels: &[&str]) -> String {
 pub fn killed(scene: &Scene<'_>) -> Result<()> {
     let Scene { narrator, town, .. } = scene;
     let web = town.web(Family::V4);
-    let url = format!("http://{web}/echo/{SECRET}");
+    let url = format!("http://{}/echo/{SECRET}", web.ip());
     let words = ["curl", "-sS", "--max-time", "10", &url];
     narrator.step(
         8,
         "Without its agent a pod fails closed. With a new agent it works again.",
     );
     let capture = scene.bed.capture_fabric()?;
-    narrator.typed("node-a", "kill -9 <the agent>");
+    let agent = threads(town.node_a.cgroup().path());
+    let agent = agent.first().context(|| "find the agent of node-a")?;
+    narrator.typed("node-a", format!("kill -9 {agent}"));
     town.node_a.kill_agent()?;
     let start = Instant::now();
     let refused = scene.run_in(&town.cart, &words)?;
@@ -198,16 +205,17 @@ pub fn killed(scene: &Scene<'_>) -> Result<()> {
         require_refused(&town.cart, target)?;
     }
     let recording = capture.finish()?;
-    let clear = recording
-        .segments()
-        .iter()
-        .filter(|segment| {
-            ![segment.source.port(), segment.destination.port()].contains(&TUNNEL_PORT)
-        })
-        .count();
+    let outside = |segment: &&Segment| {
+        ![segment.source.port(), segment.destination.port()].contains(&TUNNEL_PORT)
+    };
+    let clear = recording.segments().iter().filter(outside).count();
     narrator.proof(
         !recording.contains(SECRET) && clear == 0,
-        format!("cart also tried the pods' own addresses. tcpdump saw {clear} TCP packets outside port {TUNNEL_PORT} on the fabric."),
+        format!(
+            "cart also tried the addresses of web-b and redis themselves, and was refused. tcpdump \
+             saw {} TCP packets on the fabric meanwhile, {clear} of them outside port {TUNNEL_PORT}.",
+            recording.segments().len()
+        ),
     )?;
     restart(scene, &words)
 }
@@ -224,17 +232,21 @@ fn require_refused(pod: &Pod, target: SocketAddr) -> Result<()> {
 
 fn restart(scene: &Scene<'_>, words: &[&str]) -> Result<()> {
     let Scene { narrator, town, .. } = scene;
-    narrator.typed("node-a", "undermesh node --standalone --config ... &");
+    let node = &town.node_a;
+    narrator.typed(node.name(), "undermesh node --standalone --config ... &");
     let start = Instant::now();
-    town.node_a.start_agent::<&str>([])?;
+    node.start_agent::<&str>([])?;
     let ready = start.elapsed();
-    let answer = scene.run_in(&town.cart, words)?.success()?;
-    narrator.shown(&answer);
+    let listed = node.json(&["list"])?;
+    let found = listed.as_array().map_or(0, Vec::len);
     narrator.proof(
-        answer == format!("/echo/{SECRET}"),
+        found == town.nodes()[0].1.len(),
         format!(
-            "a new agent was ready after {} ms; it found its pods again, and cart works.",
+            "the new agent was ready after {} ms and has found its {found} pods again.",
             ready.as_millis()
         ),
-    )
+    )?;
+    let answer = scene.run_in(&town.cart, words)?.success()?;
+    narrator.shown(&answer);
+    narrator.proof(answer == format!("/echo/{SECRET}"), "cart calls web again.")
 }

@@ -35,11 +35,11 @@ impl Inventory {
         let run = run_of(stage)?;
         let cgroups = below(&run);
         // The stage stands outside of the pid namespace it made; its programs are in the cgroups.
-        let members: BTreeSet<String> = cgroups.iter().flat_map(|path| threads(path)).collect();
+        let members: BTreeSet<u32> = cgroups.iter().flat_map(|path| threads(path)).collect();
         let outside = namespaces_of("self");
         let mut namespaces: BTreeSet<String> = members
             .iter()
-            .flat_map(|id| namespaces_of(id))
+            .flat_map(|id| namespaces_of(&id.to_string()))
             .filter(|namespace| !outside.contains(namespace))
             .collect();
         let machine = mounts_of("self")?;
@@ -76,7 +76,7 @@ impl Inventory {
         narrator.proof(
             left.is_empty(),
             format!(
-                "of {} processes {} are left.",
+                "processes: {} while it ran, {} now.",
                 self.processes.len(),
                 left.len()
             ),
@@ -86,7 +86,7 @@ impl Inventory {
         narrator.proof(
             kept.is_empty(),
             format!(
-                "of {} mounts (one of them for the files, in memory) {} are left.",
+                "mounts: {} while it ran, {} now. Its files were on one of them, in memory.",
                 self.mounts.len(),
                 kept.len()
             ),
@@ -96,14 +96,14 @@ impl Inventory {
         narrator.proof(
             held == 0,
             format!(
-                "of {} namespaces {held} are held by a mount, and none by a process.",
+                "namespaces: {} while it ran, {held} now held by a mount, none by a process.",
                 self.namespaces.len()
             ),
         )?;
         let standing = below(&self.run).len();
         narrator.proof(
             standing == 0,
-            format!("of {} cgroups {standing} are left.", self.cgroups),
+            format!("cgroups: {} while it ran, {standing} now.", self.cgroups),
         )
     }
 
@@ -231,13 +231,16 @@ pub fn below(cgroup: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// The threads in a cgroup, as this process numbers them.
-pub fn threads(cgroup: &Path) -> Vec<String> {
-    fs::read_to_string(cgroup.join("cgroup.threads"))
+/// The threads in a cgroup as this process numbers them, the oldest first: that is the main thread of
+/// the program that was started there.
+pub fn threads(cgroup: &Path) -> Vec<u32> {
+    let mut ids: Vec<u32> = fs::read_to_string(cgroup.join("cgroup.threads"))
         .unwrap_or_default()
         .lines()
-        .map(str::to_owned)
-        .collect()
+        .filter_map(|id| id.parse().ok())
+        .collect();
+    ids.sort_unstable();
+    ids
 }
 
 /// The last part of a path, as text.

@@ -25,13 +25,11 @@ pub fn block() -> Result<()> {
 /// When there can be no more threads.
 pub fn follow(events: Sender<Event>) -> Result<()> {
     thread::Builder::new()
-        .spawn(move || {
-            while let Ok(signal) = set().wait() {
-                if events.send(Event::Signal(signal)).is_err() {
-                    break;
-                }
-            }
-        })
+        .spawn(
+            move || {
+                while set().wait().is_ok() && events.send(Event::Interrupted).is_ok() {}
+            },
+        )
         .map(drop)
         .context(|| "start a thread for signals")
 }

@@ -17,7 +17,7 @@ use super::{operation, policy, traffic};
 pub const BED: &str = "demo";
 
 /// What the stage says when all acts are over.
-pub const DONE: &[u8] = b"done\n";
+pub const DONE: &str = "done";
 
 /// What the acts work with.
 #[derive(Debug)]
@@ -88,9 +88,7 @@ pub fn play() -> Result<()> {
     let sandbox = Sandbox::enter()?;
     let bed = Testbed::new(&sandbox, BED)?;
     let _town = perform(&bed).inspect_err(|_| bed.journal().print())?;
-    caller
-        .write_all(DONE)
-        .context(|| "tell the caller that all acts are over")?;
+    writeln!(caller, "{DONE}").context(|| "tell the caller that all acts are over")?;
     caller
         .read_to_end(&mut Vec::new())
         .map(drop)

@@ -11,6 +11,8 @@ use undermesh_tests::shop::service_addresses;
 use undermesh_tests::testbed::Outside;
 use undermesh_tests::{Family, Node, Place, Pod, PodSpec, Result, Testbed};
 
+use super::remains::threads;
+
 /// The namespace of the shop.
 const SHOP: &str = "shop";
 
@@ -138,27 +140,23 @@ impl Town {
 }
 
 /// The programs that run in a pod, as the kernel names them.
-///
-/// # Errors
-/// When the pod is gone.
-pub fn programs(place: &Place) -> Result<Vec<String>> {
-    use undermesh_tests::Context;
-    let file = place.cgroup().path().join("cgroup.threads");
-    let threads = std::fs::read_to_string(&file).context(|| format!("read {}", file.display()))?;
-    let mut names: Vec<String> = threads
-        .lines()
+pub fn programs(place: &Place) -> Vec<String> {
+    let mut names: Vec<String> = threads(place.cgroup().path())
+        .iter()
         .filter_map(|id| std::fs::read_to_string(format!("/proc/{id}/comm")).ok())
         .map(|name| name.trim().to_owned())
         .collect();
     names.sort();
     names.dedup();
-    Ok(names)
+    names
 }
 
-fn web_addresses() -> Addresses {
+/// The virtual addresses of the service `web`.
+pub fn web_addresses() -> Addresses {
     service_addresses(1)
 }
 
-fn redis_addresses() -> Addresses {
+/// The virtual addresses of the service `redis`.
+pub fn redis_addresses() -> Addresses {
     service_addresses(2)
 }

@@ -43,7 +43,8 @@ pub fn enrolled(scene: &Scene<'_>) -> Result<()> {
     );
     narrator.say(
         "Each node and each pod is a network namespace of its own; a bridge joins the nodes. The \
-         service web has a pod on both nodes.",
+         service web has a pod on both nodes. Wide tables and log lines are cut to the columns and \
+         fields that matter here.",
     );
     for (node, pods) in town.nodes() {
         narrator.typed(node.name(), "undermesh list");
@@ -69,7 +70,7 @@ pub fn enrolled(scene: &Scene<'_>) -> Result<()> {
         )?;
     }
     for (pod, program) in [(&town.cart, "sleep"), (&town.web_b, "nginx")] {
-        let found = programs(pod)?;
+        let found = programs(pod);
         narrator.proof(
             found == [program],
             format!(
@@ -93,7 +94,7 @@ pub fn captured(scene: &Scene<'_>) -> Result<Crossing> {
         2,
         "cart calls the service web. The kernel hands the connection to the agent.",
     );
-    let url = format!("http://{web}/name");
+    let url = format!("http://{}/name", web.ip());
     let words = ["curl", "-sS", "-w", " (%{remote_ip}:%{remote_port})", &url];
     let answer = scene.run_in(&town.cart, &words)?.success()?;
     narrator.shown(&answer);
@@ -167,14 +168,14 @@ fn show_crossing(scene: &Scene<'_>, crossing: &Crossing) -> Result<()> {
         "dst.hbone_addr",
     ];
     for (node, line) in [(&town.node_a, sent), (&town.node_b, received)] {
-        narrator.line(&format!("{}: {}", node.name(), fields(line, &names)));
+        narrator.shown(&format!("{}: {}", node.name(), fields(line, &names)));
     }
     let tunnel = format!("{}:{TUNNEL_PORT}", town.web_b.ip(Family::V4));
     let server = format!("{}:{NGINX_PORT}", town.web_b.ip(Family::V4));
     narrator.proof(
-        [sent, received].iter().all(|line| {
-            (line.text("dst.addr"), line.text("dst.hbone_addr")) == (&tunnel, &server)
-        }),
+        [sent, received]
+            .iter()
+            .all(|line| (line.text("dst.addr"), line.text("dst.hbone_addr")) == (&tunnel, &server)),
         format!(
             "curl asked for {}; the bytes went to {tunnel}, the tunnel's port on web-b, and from \
              there to {server}, its nginx.",
@@ -203,30 +204,32 @@ pub fn encrypted(scene: &Scene<'_>) -> Result<()> {
         "tcpdump records the fabric while cart asks web-b for a path with the word {WORD} in it."
     ));
     let meshed = record(scene, &town.cart, &town.web_b)?;
-    let (bytes, largest) = payload(&meshed, TUNNEL_PORT);
-    narrator.say(format!(
-        "Start of the largest packet to or from port {TUNNEL_PORT}:"
-    ));
-    narrator.shown(&hex(&largest, 2));
+    let bytes = meshed.payload_of_port(TUNNEL_PORT);
     narrator.proof(
         !meshed.contains(WORD) && bytes > 0 && meshed.payload_of_port(NGINX_PORT) == 0,
         format!(
-            "{WORD} is in no packet; {bytes} bytes went over port {TUNNEL_PORT} and none over port \
+            "{WORD} is in no packet. {bytes} bytes went over port {TUNNEL_PORT} and none over port \
              {NGINX_PORT}."
         ),
     )?;
+    let packet = largest(&meshed, TUNNEL_PORT, &TLS_DATA).context(|| "find a TLS record")?;
+    narrator.shown(&hex(&packet, 2));
     narrator.proof(
-        largest.starts_with(&TLS_DATA),
-        "the packet begins with 17 03 03, which is a TLS record of encrypted data.",
+        packet.len() > TLS_DATA.len(),
+        format!(
+            "this packet of {} bytes begins with 17 03 03: a TLS record of encrypted data.",
+            packet.len()
+        ),
     )?;
     narrator.say("The same between two pods that are not enrolled, for contrast:");
     let plain = record(scene, &town.old_cart, &town.old_web)?;
-    let (bytes, largest) = payload(&plain, NGINX_PORT);
-    narrator.shown(&hex(&largest, 2));
+    let bytes = plain.payload_of_port(NGINX_PORT);
+    let request = largest(&plain, NGINX_PORT, b"GET ").context(|| "find the request")?;
+    narrator.shown(&hex(&request, 2));
     narrator.proof(
         plain.contains(WORD) && plain.payload_of_port(TUNNEL_PORT) == 0,
         format!(
-            "{WORD} can be read by anyone; {bytes} bytes went over port {NGINX_PORT} in the clear."
+            "here anyone can read {WORD}. {bytes} bytes went over port {NGINX_PORT}, in the clear."
         ),
     )
 }
@@ -245,15 +248,15 @@ fn record(scene: &Scene<'_>, client: &Pod, server: &Pod) -> Result<Recording> {
     capture.finish()
 }
 
-/// The bytes that went to or came from a port, and the largest packet among them.
-fn payload(recording: &Recording, port: u16) -> (usize, Vec<u8>) {
-    let largest = recording
+/// The largest packet to or from a port whose payload begins with `start`.
+fn largest(recording: &Recording, port: u16, start: &[u8]) -> Option<Vec<u8>> {
+    recording
         .segments()
         .iter()
         .filter(|segment| [segment.source.port(), segment.destination.port()].contains(&port))
         .map(|segment| segment.payload.clone())
-        .max_by_key(Vec::len);
-    (recording.payload_of_port(port), largest.unwrap_or_default())
+        .filter(|payload| payload.starts_with(start))
+        .max_by_key(Vec::len)
 }
 
 /// Act 4: both ends have proved who they are.
@@ -273,7 +276,7 @@ pub fn identified(scene: &Scene<'_>, crossing: &Crossing) -> Result<()> {
         (&town.node_a, &crossing.sent),
         (&town.node_b, &crossing.received),
     ] {
-        narrator.line(&format!("{}: {}", node.name(), fields(line, &names)));
+        narrator.shown(&format!("{}: {}", node.name(), fields(line, &names)));
     }
     narrator.proof(
         [&crossing.sent, &crossing.received]

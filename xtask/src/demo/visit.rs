@@ -1,6 +1,5 @@
 //! A demo that was left running: what to try in it, and how to run a command inside.
 
-use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -8,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use nix::unistd::geteuid;
+use undermesh_tests::agent::binary;
 use undermesh_tests::place::search_path;
 use undermesh_tests::{Context, Error, Result};
 
 use super::narrator::Narrator;
 use super::remains::{below, name, run_of, runs, threads};
 use super::stage::BED;
+use super::town::{redis_addresses, web_addresses};
 
 /// Where the stage keeps its files, as its own mount namespace shows them.
 const FILES: &str = "/run/undermesh-testbed/demo";
@@ -46,7 +47,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         .context(|| "find a running demo; start one with `cargo xtask demo --keep`")?;
     let place = Visited::find(&run, &options.place)?;
     place.join()?;
-    let cause = place.nsenter(&options.command).exec();
+    let cause = place.nsenter(&options.command)?.exec();
     Err(Error::step("start nsenter", cause))
 }
 
@@ -55,7 +56,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 struct Visited {
     name: String,
     cgroup: PathBuf,
-    process: String,
+    process: u32,
 }
 
 impl Visited {
@@ -74,7 +75,7 @@ impl Visited {
     /// The place whose programs are in a cgroup: `<node>/agent`, `<node>/pods/<namespace>_<pod>`, or a
     /// host's own.
     fn of_cgroup(cgroup: PathBuf) -> Option<Self> {
-        let process = threads(&cgroup).first()?.clone();
+        let process = *threads(&cgroup).first()?;
         let own = name(&cgroup);
         let name = match own.split_once('_') {
             Some((_, pod)) => pod.to_owned(),
@@ -95,31 +96,36 @@ impl Visited {
     }
 
     /// The command in the network, the mounts and the pids of the place. It ends with the demo.
-    fn nsenter(&self, words: &[OsString]) -> Command {
+    fn nsenter(&self, words: &[OsString]) -> Result<Command> {
         let mut command = Command::new("nsenter");
         command
-            .args(["--target", &self.process, "--mount", "--net", "--pid", "--"])
+            .args([
+                "--target",
+                &self.process.to_string(),
+                "--mount",
+                "--net",
+                "--pid",
+                "--",
+            ])
             .args(words)
-            .env("PATH", path_with_agent())
+            .env("PATH", path_with_agent()?)
             .env(
                 "UNDERMESH_SOCKET",
                 format!("{FILES}/{}/run/api.sock", self.name),
             )
             .env("UNDERMESH_CONFIG", format!("{FILES}/config"));
-        command
+        Ok(command)
     }
 }
 
-/// The search path, with the folder of the agent that stands beside this executable.
-fn path_with_agent() -> String {
-    let folder = env::current_exe()
-        .ok()
-        .and_then(|this| Some(this.parent()?.display().to_string()))
-        .unwrap_or_default();
-    format!("{folder}:{}", search_path())
+/// The search path, with the folder of the agent.
+fn path_with_agent() -> Result<String> {
+    let agent = binary()?;
+    let folder = agent.parent().unwrap_or(Path::new("/"));
+    Ok(format!("{}:{}", folder.display(), search_path()))
 }
 
-fn threads_below(run: &Path) -> Vec<String> {
+fn threads_below(run: &Path) -> Vec<u32> {
     below(run).iter().flat_map(|path| threads(path)).collect()
 }
 
@@ -127,31 +133,29 @@ fn threads_below(run: &Path) -> Vec<String> {
 ///
 /// # Errors
 /// When a place of it is gone.
-pub fn invite(stage: u32) -> Result<()> {
-    let narrator = Narrator::new();
+pub fn invite(narrator: &Narrator, stage: u32) -> Result<()> {
     let cart = Visited::find(&run_of(stage)?, "cart")?;
-    let policy = "sh -c 'rm $UNDERMESH_CONFIG/only-cart.yaml'";
-    narrator.prelude("");
-    narrator
-        .prelude("Everything is left running. Ctrl-C ends it. Try, in another terminal, as root:");
-    for (place, command) in [
-        ("cart", "curl -s http://10.96.0.1/name"),
-        (
-            "guest",
-            "curl -s http://10.96.0.1/name        # refused by the policy only-cart",
-        ),
-        ("node-a", policy),
-        ("guest", "curl -s http://10.96.0.1/name        # works now"),
-        ("node-a", "undermesh list"),
-        ("node-a", "undermesh connections -o json"),
-        ("cart", "redis-cli -h 10.96.0.2 INCR orders"),
+    let fetch = format!("curl -sS http://{}/name", web_addresses().v4);
+    let count = format!("redis-cli -h {} INCR orders", redis_addresses().v4);
+    let withdraw = "sh -c 'rm $UNDERMESH_CONFIG/only-cart.yaml'";
+    narrator.prelude(
+        "\nEverything is left running until Ctrl-C. Try these in another terminal, as root:",
+    );
+    for (place, command, result) in [
+        ("cart", &*fetch, ""),
+        ("guest", &fetch, "  # refused by only-cart"),
+        ("node-a", withdraw, ""),
+        ("guest", &fetch, "  # works now"),
+        ("cart", &count, ""),
+        ("node-a", "undermesh list", ""),
+        ("node-a", "undermesh connections -o json", ""),
     ] {
-        println!("   cargo xtask demo exec {place} -- {command}");
+        println!("   cargo xtask demo exec {place} -- {command}{result}");
     }
     narrator.prelude("The same without cargo: join the pod's cgroup, then its namespaces.");
+    println!("   cd {}", cart.cgroup.display());
     println!(
-        "   sh -c 'echo $$ > {}/cgroup.procs; exec nsenter -t {} -m -n -p curl -s http://10.96.0.1/name'",
-        cart.cgroup.display(),
+        "   sh -c 'echo $$ > cgroup.procs; exec nsenter -t {} -m -n -p {fetch}'",
         cart.process
     );
     Ok(())
