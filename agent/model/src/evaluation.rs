@@ -39,7 +39,7 @@ pub(crate) fn judge<'a>(
 struct Count<'a> {
     denied: Option<&'a Arc<str>>,
     allowed: Option<&'a Arc<str>>,
-    allow_policies: usize,
+    not_met: Vec<&'a Arc<str>>,
     dry_denials: Vec<Arc<str>>,
     dry_refusals: Vec<Arc<str>>,
 }
@@ -51,10 +51,9 @@ impl<'a> Count<'a> {
                 self.denied.get_or_insert(&named.key);
             }
             (Enforcement::Enforced, Action::Allow, true) => {
-                self.allow_policies += 1;
                 self.allowed.get_or_insert(&named.key);
             }
-            (Enforcement::Enforced, Action::Allow, false) => self.allow_policies += 1,
+            (Enforcement::Enforced, Action::Allow, false) => self.not_met.push(&named.key),
             (Enforcement::DryRun, Action::Deny, true) => {
                 self.dry_denials.push(Arc::clone(&named.key))
             }
@@ -76,8 +75,10 @@ impl<'a> Count<'a> {
             (None, None, Some(policy)) => Decision::Allow {
                 policy: Some(Arc::clone(policy)),
             },
-            (None, None, None) if self.allow_policies > 0 => Decision::NotAllowed,
-            (None, None, None) => Decision::Allow { policy: None },
+            (None, None, None) if self.not_met.is_empty() => Decision::Allow { policy: None },
+            (None, None, None) => Decision::NotAllowed {
+                policies: self.not_met.into_iter().cloned().collect(),
+            },
         };
         if decision == (Decision::Allow { policy: None }) {
             self.dry_denials.append(&mut self.dry_refusals);

@@ -160,7 +160,10 @@ pub enum Decision {
         policy: Arc<str>,
     },
     /// There are ALLOW policies and none matched.
-    NotAllowed,
+    NotAllowed {
+        /// Their names.
+        policies: Vec<Arc<str>>,
+    },
     /// The workload names a policy that the mesh does not hold, so what it asks for cannot be known.
     ///
     /// ztunnel skips such a policy, which opens the workload. Here the source of the mesh delivers a
@@ -182,7 +185,7 @@ impl Decision {
         match self {
             Self::Allow { policy } => policy.as_ref(),
             Self::Denied { policy } | Self::Unenforceable { policy } => Some(policy),
-            Self::NotAllowed => None,
+            Self::NotAllowed { .. } => None,
         }
     }
 }

@@ -7,64 +7,69 @@ use undermesh_telemetry::{Direction, Opening, Outcome, Peer, ResponseFlag, Secur
 
 use crate::{
     copy,
-    pod::{Judged, Pod, judge},
+    pod::{Admission, Judged, Pod, judge},
     socket,
 };
 
 /// Serves one connection that `sk_lookup` handed over; its own address is the one that was asked for.
-pub(crate) async fn serve(pod: Rc<Pod>, mut client: TcpStream, source: SocketAddr) {
+pub(crate) async fn serve(pod: Rc<Pod>, client: TcpStream, source: SocketAddr) {
     let Ok(local) = client.local_addr() else {
         return;
     };
     let target = socket::canonical(local);
-    match open(&pod, &mut client, source, target).await {
-        Ok(()) => {}
-        Err((flag, reason)) => {
+    match open(&pod, source, target).await {
+        Ok(accepted) => carry(&pod, client, accepted).await,
+        Err(refused) => {
             socket::reset_on_close(&client);
-            pod.refused(Direction::InboundPlaintext, source, target, flag, reason);
+            report(&pod, source, target, refused);
         }
     }
 }
 
-async fn open(
-    pod: &Rc<Pod>,
-    client: &mut TcpStream,
-    source: SocketAddr,
-    target: SocketAddr,
-) -> Result<(), (ResponseFlag, String)> {
-    let plain = |reason: &str| (ResponseFlag::None, reason.to_owned());
-    let mut admission = pod
-        .admit()
-        .ok_or_else(|| plain("the pod has as many connections as it may have; close some"))?;
+/// A connection that was let through, with the application at its other end.
+struct Accepted {
+    upstream: TcpStream,
+    opening: Opening,
+    admission: Admission,
+}
+
+/// One that was not, and what was known of it by then.
+struct Refused {
+    flag: ResponseFlag,
+    reason: String,
+    opening: Option<Opening>,
+}
+
+impl Refused {
+    fn early(reason: &str) -> Self {
+        Self {
+            flag: ResponseFlag::None,
+            reason: reason.to_owned(),
+            opening: None,
+        }
+    }
+}
+
+async fn open(pod: &Rc<Pod>, source: SocketAddr, target: SocketAddr) -> Result<Accepted, Refused> {
+    let admission = pod.admit().ok_or_else(|| {
+        Refused::early("the pod has as many connections as it may have; close some")
+    })?;
     if MESH_PORTS.contains(&target.port()) {
-        return Err(plain(
-            "the port belongs to the mesh itself; ask for the application's",
-        ));
+        let reason = "the port belongs to the mesh itself; ask for the application's";
+        return Err(Refused::early(reason));
     }
     let mesh = pod.shared.mesh.snapshot();
-    let workload = pod
-        .workload(&mesh)
-        .ok_or_else(|| plain("the pod is not known to the mesh yet; apply its manifest"))?;
+    let workload = pod.workload(&mesh).ok_or_else(|| {
+        Refused::early("the pod is not known to the mesh yet; apply its manifest")
+    })?;
     let judged = Judged {
         identity: None,
         source: source.ip(),
         destination: target.ip(),
         port: target.port(),
     };
-    judge(&mesh, &workload, &judged)
-        .map_err(|refused| (ResponseFlag::Deny, refused.to_string()))?;
-    admission.judged(judged);
-    let mut upstream = pod
-        .netns
-        .connect_from(source.ip(), target)
-        .await
-        .map_err(|error| {
-            (
-                ResponseFlag::Connect,
-                format!("connect to {target}: {error}"),
-            )
-        })?;
-    let connection = pod.shared.telemetry.opened(Opening {
+    let verdict = judge(&mesh, &workload, &judged);
+    let opening = Opening {
         direction: Direction::InboundPlaintext,
         source: Peer {
             address: source,
@@ -80,26 +85,62 @@ async fn open(
         service: None,
         security: Security::Unknown,
         id: pod.id,
-    });
-    let copied = admission
-        .until_ended(copy::sockets(client, &mut upstream, &connection))
-        .await;
-    let failure = match copied {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(error.to_string()),
-        Err(ending) => Some(ending.to_string()),
     };
-    let outcome = match failure {
-        None => Outcome::Complete,
-        Some(reason) => {
-            socket::reset_on_close(client);
-            socket::reset_on_close(&upstream);
-            Outcome::Failed {
-                flag: ResponseFlag::None,
-                reason,
-            }
+    if let Err(refused) = verdict {
+        return Err(Refused {
+            flag: ResponseFlag::Deny,
+            reason: refused.to_string(),
+            opening: Some(opening),
+        });
+    }
+    admission.judged(judged);
+    match pod.netns.connect_from(source.ip(), target).await {
+        Ok(upstream) => Ok(Accepted {
+            upstream,
+            opening,
+            admission,
+        }),
+        Err(error) => Err(Refused {
+            flag: ResponseFlag::Connect,
+            reason: format!("connect to {target}: {error}"),
+            opening: Some(opening),
+        }),
+    }
+}
+
+fn report(pod: &Pod, source: SocketAddr, target: SocketAddr, refused: Refused) {
+    let Refused {
+        flag,
+        reason,
+        opening,
+    } = refused;
+    match opening {
+        Some(opening) => {
+            let connection = pod.shared.telemetry.opened(opening);
+            connection.finish(Outcome::Failed { flag, reason });
         }
+        None => pod.refused(Direction::InboundPlaintext, source, target, flag, reason),
+    }
+}
+
+/// Copies until both directions have ended.
+async fn carry(pod: &Pod, mut client: TcpStream, accepted: Accepted) {
+    let Accepted {
+        mut upstream,
+        opening,
+        mut admission,
+    } = accepted;
+    let connection = pod.shared.telemetry.opened(opening);
+    let copying = copy::sockets(&mut client, &mut upstream, &connection);
+    let reason = match admission.until_ended(copying).await {
+        Ok(Ok(())) => return connection.finish(Outcome::Complete),
+        Ok(Err(error)) => error.to_string(),
+        Err(ending) => ending.to_string(),
     };
-    connection.finish(outcome);
-    Ok(())
+    socket::reset_on_close(&client);
+    socket::reset_on_close(&upstream);
+    connection.finish(Outcome::Failed {
+        flag: ResponseFlag::None,
+        reason,
+    });
 }

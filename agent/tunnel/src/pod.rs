@@ -28,6 +28,8 @@ use crate::{
 
 /// Connections of one pod that one worker carries at a time.
 const MAX_CONNECTIONS: usize = 32_768;
+/// ALLOW policies that a refusal names.
+const POLICIES_NAMED: usize = 5;
 /// Pause after `accept()` failed for want of descriptors or memory; the kernel tells no end of that.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -79,7 +81,19 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Decision::Denied { policy } => write!(f, "denied by policy {policy}"),
-            Decision::NotAllowed => f.write_str("no ALLOW policy matches"),
+            Decision::NotAllowed { policies } => {
+                write!(f, "no ALLOW policy matches (")?;
+                for (index, policy) in policies.iter().take(POLICIES_NAMED).enumerate() {
+                    let separator = if index == 0 { "" } else { ", " };
+                    write!(f, "{separator}{policy}")?;
+                }
+                let more = if policies.len() > POLICIES_NAMED {
+                    ", ..."
+                } else {
+                    ""
+                };
+                write!(f, "{more})")
+            }
             Decision::Unenforceable { policy } => {
                 write!(f, "policy {policy} is not known, so nothing is let through")
             }

@@ -22,8 +22,8 @@ pub fn require_agent() -> Result<()> {
     }
     let binary = build()?;
     require_file(&binary)?;
-    let this = env::current_exe().context(|| "find the calling executable")?;
-    let cause = Command::new(this)
+    // Not its path: a build in between may have replaced the file.
+    let cause = Command::new("/proc/self/exe")
         .args(env::args_os().skip(1))
         .env(BINARY_VARIABLE, binary)
         .exec();

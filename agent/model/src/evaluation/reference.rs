@@ -298,7 +298,7 @@ proptest! {
         let said = match mesh.evaluate(&workload, &request).decision {
             Decision::Allow { .. } => "allowed",
             Decision::Denied { .. } => "denied",
-            Decision::NotAllowed => "not allowed",
+            Decision::NotAllowed { .. } => "not allowed",
             Decision::Unenforceable { .. } => "unenforceable",
         };
         prop_assert_eq!(said, decide(&policies, &workload, &request));

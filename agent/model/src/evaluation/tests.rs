@@ -67,7 +67,9 @@ fn with_an_allow_policy_nothing_else_goes_through() {
     let allow = || policy("a", Scope::Namespace, Action::Allow, port(443));
     assert_eq!(
         verdict(vec![allow()], &plain_request()).decision,
-        Decision::NotAllowed
+        Decision::NotAllowed {
+            policies: vec!["shop/a".into()]
+        }
     );
     let request = Request {
         port: 443,
@@ -92,7 +94,9 @@ fn an_allow_policy_without_rules_denies_all_and_a_deny_policy_without_rules_deni
     };
     assert_eq!(
         verdict(vec![empty(Action::Allow)], &plain_request()).decision,
-        Decision::NotAllowed
+        Decision::NotAllowed {
+            policies: vec!["shop/p".into()]
+        }
     );
     assert!(
         verdict(vec![empty(Action::Deny)], &plain_request())
