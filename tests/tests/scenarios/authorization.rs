@@ -26,6 +26,10 @@ pub const SCENARIOS: &[Scenario] = &[
         needs_http_fails_closed,
     ),
     Scenario::new("an_allow_policy_without_rules_allows_nobody", allows_nobody),
+    Scenario::new(
+        "a_policy_change_cuts_the_connections_that_it_denies",
+        change_cuts_connections,
+    ),
 ];
 
 /// The shop with an echo server in `far` on two ports.
@@ -248,6 +252,30 @@ fn allows_nobody(bed: &Testbed) -> Result<()> {
     bed.apply("policy", &nobody)?;
     assert!(!stage.reaches(&stage.shop.client, NGINX_PORT)?);
     assert!(!stage.reaches(&stage.shop.near, NGINX_PORT)?);
+    Ok(())
+}
+
+fn change_cuts_connections(bed: &Testbed) -> Result<()> {
+    let stage = Stage::set(bed)?;
+    let target = SocketAddr::new(stage.shop.far.ip(Family::V4), NGINX_PORT);
+    let mut denied = stage.shop.client.run(|| tcp::connect(target))?.unwrap();
+    let mut other = stage.shop.near.run(|| tcp::connect(target))?.unwrap();
+    tcp::ping(&mut denied, b"before").unwrap();
+    tcp::ping(&mut other, b"before").unwrap();
+    let mark = stage.shop.second.log_mark();
+    let rule = "  - from:
+    - source:
+        principals: ['*/sa/client']
+";
+    bed.apply("policy", &policy("DENY", rule))?;
+    let line = stage
+        .shop
+        .second
+        .wait_access(mark, |line| line.inbound() && line.failed())?;
+    assert!(line.text("error").contains("policy change"), "{line:?}");
+    assert!(line.text("error").contains("shop/rule"), "{line:?}");
+    assert!(tcp::ping(&mut denied, b"after").is_err());
+    tcp::ping(&mut other, b"after").unwrap();
     Ok(())
 }
 

@@ -25,6 +25,10 @@ pub const SCENARIOS: &[Scenario] = &[
         "strict_with_a_permissive_port",
         strict_with_a_permissive_port,
     ),
+    Scenario::new(
+        "a_pod_that_is_not_who_the_mesh_says_is_refused",
+        impostor_refused,
+    ),
 ];
 
 /// The shop with an echo server in `far` on two ports and one in `near`, and a host outside the mesh.
@@ -159,4 +163,32 @@ spec:
     {mode}{more}
 "
     )
+}
+
+fn impostor_refused(bed: &Testbed) -> Result<()> {
+    let shop = Shop::in_mesh(bed)?;
+    let _server = tcp::Server::start(&shop.far, NGINX_PORT, tcp::echo)?;
+    let target = shop.far_service(Family::V4);
+    shop.client
+        .run(|| tcp::expect(target, b"hello", b"hello"))?
+        .unwrap();
+    // The mesh now says that somebody else has the address; the pod there still proves to be `far`.
+    let expected = shop.far.spec().identity().replace("/sa/far", "/sa/other");
+    let manifest = shop.manifest();
+    let changed = manifest.replace("serviceAccountName: far", "serviceAccountName: other");
+    assert_ne!(manifest, changed);
+    bed.apply("shop", &changed)?;
+    let mark = shop.first.log_mark();
+    assert!(
+        shop.client
+            .run(|| tcp::expect(target, b"hello", b"hello"))?
+            .is_err()
+    );
+    let line = shop
+        .first
+        .wait_access(mark, |line| !line.inbound() && line.failed())?;
+    let error = line.text("error");
+    assert!(error.contains(&expected), "{line:?}");
+    assert!(error.contains(&shop.far.spec().identity()), "{line:?}");
+    Ok(())
 }
