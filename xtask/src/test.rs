@@ -16,8 +16,8 @@ pub struct Options {
     /// Run one stage only.
     #[arg(long, value_name = "STAGE")]
     only: Option<Stage>,
-    /// Run only the tests whose names contain one of these words.
-    filters: Vec<String>,
+    /// Run only the tests whose names contain this word.
+    filter: Option<String>,
 }
 
 /// A part of the checks.
@@ -57,7 +57,7 @@ pub fn run(options: &Options) -> ExitCode {
             let stages = Stage::value_variants().iter().copied();
             for stage in stages.filter(|stage| options.includes(*stage)) {
                 heading(stage.title(), start.elapsed());
-                total += perform(stage, &options.filters);
+                total += perform(stage, options.filter.as_deref());
             }
         }
         Err(error) => {
@@ -79,7 +79,7 @@ impl Options {
     fn includes(&self, stage: Stage) -> bool {
         match self.only {
             Some(only) => only == stage,
-            None if self.filters.is_empty() => true,
+            None if self.filter.is_none() => true,
             None => matches!(stage, Stage::Unit | Stage::Scenarios),
         }
     }
@@ -94,13 +94,13 @@ fn heading(title: &str, elapsed: Duration) {
     );
 }
 
-fn perform(stage: Stage, filters: &[String]) -> Tally {
+fn perform(stage: Stage, filter: Option<&str>) -> Tally {
     match stage {
         Stage::Format => check(format()),
         Stage::Lints => check(lints()),
         Stage::Programs => check(ebpf::run()),
-        Stage::Unit => unit(filters),
-        Stage::Scenarios => scenarios(filters),
+        Stage::Unit => unit(filter),
+        Stage::Scenarios => scenarios(filter),
     }
 }
 
@@ -138,7 +138,7 @@ fn lints() -> Result<(), TaskError> {
     ]))
 }
 
-fn unit(filters: &[String]) -> Tally {
+fn unit(filter: Option<&str>) -> Tally {
     let crates = [
         "test",
         "--workspace",
@@ -154,12 +154,12 @@ fn unit(filters: &[String]) -> Tally {
         "--test",
         "cleanup",
     ];
-    let mut tally = tests(&mut cargo(&crates), filters);
-    tally += tests(&mut cargo(&testbed), filters);
+    let mut tally = tests(&mut cargo(&crates), filter);
+    tally += tests(&mut cargo(&testbed), filter);
     tally
 }
 
-fn scenarios(filters: &[String]) -> Tally {
+fn scenarios(filter: Option<&str>) -> Tally {
     if let Err(error) = command::run(&mut cargo(&["build", "--package", "undermesh"])) {
         return check(Err(error));
     }
@@ -171,18 +171,18 @@ fn scenarios(filters: &[String]) -> Tally {
         "scenarios",
     ];
     let binary = target().join("debug/undermesh");
-    tests(with_agent(&mut cargo(&run), &binary), filters)
+    tests(with_agent(&mut cargo(&run), &binary), filter)
 }
 
 fn with_agent<'a>(command: &'a mut Command, binary: &Path) -> &'a mut Command {
     command.env("UNDERMESH_BIN", binary)
 }
 
-/// Runs tests, once for each filter, and counts them. A run that fails without a failed test, such as
+/// Runs tests and counts them. A run that fails without a failed test, such as
 /// one that does not compile, counts as one failure.
-fn tests(command: &mut Command, filters: &[String]) -> Tally {
+fn tests(command: &mut Command, filter: Option<&str>) -> Tally {
     let mut tally = Tally::default();
-    let outcome = run_reading(command.arg("--").args(filters), |line| {
+    let outcome = run_reading(command.arg("--").args(filter), |line| {
         tally += Tally::of_line(line).unwrap_or_default();
     });
     if let Err(error) = outcome {
