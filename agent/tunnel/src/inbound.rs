@@ -9,7 +9,9 @@ use undermesh_model::{Baggage, Identity, MESH_PORTS, Mesh, Workload};
 use undermesh_telemetry::{Direction, Opening, Outcome, Peer, ResponseFlag, Security};
 
 use crate::{
-    copy, hbone,
+    copy,
+    failure::Failure,
+    hbone,
     pod::{Admission, Judged, Pod, judge},
     session::{self, Incoming, SessionError},
     socket,
@@ -94,19 +96,14 @@ struct Accepted {
 /// A CONNECT that was not.
 struct Rejected {
     status: StatusCode,
-    flag: ResponseFlag,
-    reason: String,
-    /// What is known of the connection, once its destination was understood.
-    opening: Option<Opening>,
+    failure: Failure,
 }
 
 impl Rejected {
     fn early(status: StatusCode, reason: impl ToString) -> Self {
         Self {
             status,
-            flag: ResponseFlag::None,
-            reason: reason.to_string(),
-            opening: None,
+            failure: Failure::early(ResponseFlag::None, reason),
         }
     }
 }
@@ -118,7 +115,9 @@ impl Tunnel {
             Err(rejected) => {
                 // The peer may be gone already, and there is nobody else to tell.
                 let _ = respond.send_response(hbone::refused(rejected.status), true);
-                self.report(rejected);
+                let telemetry = &self.pod.shared.telemetry;
+                let failure = rejected.failure;
+                failure.report(telemetry, Direction::Inbound, self.peer, self.local);
             }
         }
     }
@@ -160,9 +159,7 @@ impl Tunnel {
         if let Err(refused) = verdict {
             return Err(Rejected {
                 status: StatusCode::UNAUTHORIZED,
-                flag: ResponseFlag::Deny,
-                reason: refused.to_string(),
-                opening: Some(opening),
+                failure: Failure::of(opening, ResponseFlag::Deny, refused),
             });
         }
         admission.judged(judged);
@@ -175,9 +172,11 @@ impl Tunnel {
             }),
             Err(error) => Err(Rejected {
                 status: StatusCode::SERVICE_UNAVAILABLE,
-                flag: ResponseFlag::Connect,
-                reason: format!("connect to {target}: {error}"),
-                opening: Some(opening),
+                failure: Failure::of(
+                    opening,
+                    ResponseFlag::Connect,
+                    format!("connect to {target}: {error}"),
+                ),
             }),
         }
     }
@@ -214,26 +213,6 @@ impl Tunnel {
             service,
             security: Security::MutualTls,
             id: self.pod.id,
-        }
-    }
-
-    fn report(&self, rejected: Rejected) {
-        let Rejected {
-            flag,
-            reason,
-            opening,
-            ..
-        } = rejected;
-        match opening {
-            Some(opening) => self
-                .pod
-                .shared
-                .telemetry
-                .opened(opening)
-                .finish(Outcome::Failed { flag, reason }),
-            None => self
-                .pod
-                .refused(Direction::Inbound, self.peer, self.local, flag, reason),
         }
     }
 }

@@ -7,6 +7,7 @@
 
 mod copy;
 mod engine;
+mod failure;
 mod hbone;
 mod inbound;
 mod outbound;

@@ -14,6 +14,7 @@ use undermesh_telemetry::{Connection, Direction, Opening, Outcome, Peer, Respons
 
 use crate::{
     copy::{self, Side},
+    failure::Failure,
     hbone::Connect,
     pod::{Admission, Pod},
     pool::{OpenError, PeerKey, Stream},
@@ -48,13 +49,13 @@ pub(crate) async fn serve(pod: Rc<Pod>, app: TcpStream, client: SocketAddr) {
     };
     let Some(mut admission) = asked.pod.admit() else {
         socket::reset_on_close(&app);
-        return asked.report(Failure::early(
+        return asked.report(early(
             "the pod has as many connections as it may have; close some",
         ));
     };
     let established = match admission.until_ended(asked.establish()).await {
         Ok(result) => result,
-        Err(ending) => Err(Failure::early(ending)),
+        Err(ending) => Err(early(ending)),
     };
     match established {
         Ok(established) => carry(app, established, &mut admission).await,
@@ -123,23 +124,6 @@ enum Upstream {
     Plain(TcpStream),
 }
 
-/// Why there is no way, and what was known of it by then.
-struct Failure {
-    flag: ResponseFlag,
-    reason: String,
-    opening: Option<Opening>,
-}
-
-impl Failure {
-    fn early(reason: impl ToString) -> Self {
-        Self {
-            flag: ResponseFlag::None,
-            reason: reason.to_string(),
-            opening: None,
-        }
-    }
-}
-
 impl Asked {
     /// Looks up the destination and connects to it, trying other endpoints while one cannot be reached.
     async fn establish(&self) -> Result<Established, Failure> {
@@ -150,7 +134,7 @@ impl Asked {
             let route = match self.route(&source, &tried) {
                 Ok(route) => route,
                 // What went wrong with an endpoint tells more than that there is no other.
-                Err(refusal) => return Err(last.unwrap_or_else(|| Failure::early(refusal))),
+                Err(refusal) => return Err(last.unwrap_or_else(|| early(refusal))),
             };
             let destination = match &route {
                 Route::Hbone(destination) | Route::Plain(destination) => destination.clone(),
@@ -175,7 +159,7 @@ impl Asked {
                 Err(attempt) => return Err(attempt.failure),
             }
         }
-        Err(last.unwrap_or_else(|| Failure::early("no endpoint was tried")))
+        Err(last.unwrap_or_else(|| early("no endpoint was tried")))
     }
 
     /// The pod's own workload, waiting a while for a mesh that knows it.
@@ -195,7 +179,7 @@ impl Asked {
             .ok()
             .flatten()
             .ok_or_else(|| {
-                Failure::early(format!(
+                early(format!(
                     "pod {}/{} is not known to the mesh as {}; apply its manifest",
                     self.pod.namespace, self.pod.name, self.pod.identity
                 ))
@@ -259,11 +243,7 @@ impl Asked {
             }
             Err(error) => Err(Attempt {
                 another: concerns_the_endpoint(&error),
-                failure: Failure {
-                    flag: flag_of(&error),
-                    reason: error.to_string(),
-                    opening: Some(opening(None)),
-                },
+                failure: Failure::of(opening(None), flag_of(&error), &error),
             }),
         }
     }
@@ -288,11 +268,11 @@ impl Asked {
             Ok(stream) => Ok(self.established(Upstream::Plain(stream), opening, Some(destination))),
             Err(error) => Err(Attempt {
                 another: true,
-                failure: Failure {
-                    flag: ResponseFlag::Connect,
-                    reason: format!("connect to {}: {error}", destination.address),
-                    opening: Some(opening),
-                },
+                failure: Failure::of(
+                    opening,
+                    ResponseFlag::Connect,
+                    format!("connect to {}: {error}", destination.address),
+                ),
             }),
         }
     }
@@ -305,11 +285,10 @@ impl Asked {
         let opening = self.plain_opening(source, self.target, None, service);
         match self.pod.netns.connect(self.target, self.pod.mark).await {
             Ok(stream) => Ok(self.established(Upstream::Plain(stream), opening, None)),
-            Err(error) => Err(Failure {
-                flag: ResponseFlag::Connect,
-                reason: format!("connect to {}: {error}", self.target),
-                opening: Some(opening),
-            }),
+            Err(error) => {
+                let reason = format!("connect to {}: {error}", self.target);
+                Err(Failure::of(opening, ResponseFlag::Connect, reason))
+            }
         }
     }
 
@@ -364,23 +343,13 @@ impl Asked {
     }
 
     fn report(&self, failure: Failure) {
-        let Failure {
-            flag,
-            reason,
-            opening,
-        } = failure;
-        match opening {
-            Some(opening) => self
-                .pod
-                .shared
-                .telemetry
-                .opened(opening)
-                .finish(Outcome::Failed { flag, reason }),
-            None => self
-                .pod
-                .refused(Direction::Outbound, self.client, self.target, flag, reason),
-        }
+        let telemetry = &self.pod.shared.telemetry;
+        failure.report(telemetry, Direction::Outbound, self.client, self.target);
     }
+}
+
+fn early(reason: impl ToString) -> Failure {
+    Failure::early(ResponseFlag::None, reason)
 }
 
 /// One endpoint's failure.

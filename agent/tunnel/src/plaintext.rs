@@ -7,6 +7,7 @@ use undermesh_telemetry::{Direction, Opening, Outcome, Peer, ResponseFlag, Secur
 
 use crate::{
     copy,
+    failure::Failure,
     pod::{Admission, Judged, Pod, judge},
     socket,
 };
@@ -19,9 +20,10 @@ pub(crate) async fn serve(pod: Rc<Pod>, client: TcpStream, source: SocketAddr) {
     let target = socket::canonical(local);
     match open(&pod, source, target).await {
         Ok(accepted) => carry(&pod, client, accepted).await,
-        Err(refused) => {
+        Err(failure) => {
             socket::reset_on_close(&client);
-            report(&pod, source, target, refused);
+            let telemetry = &pod.shared.telemetry;
+            failure.report(telemetry, Direction::InboundPlaintext, source, target);
         }
     }
 }
@@ -33,35 +35,19 @@ struct Accepted {
     admission: Admission,
 }
 
-/// One that was not, and what was known of it by then.
-struct Refused {
-    flag: ResponseFlag,
-    reason: String,
-    opening: Option<Opening>,
-}
-
-impl Refused {
-    fn early(reason: &str) -> Self {
-        Self {
-            flag: ResponseFlag::None,
-            reason: reason.to_owned(),
-            opening: None,
-        }
-    }
-}
-
-async fn open(pod: &Rc<Pod>, source: SocketAddr, target: SocketAddr) -> Result<Accepted, Refused> {
-    let admission = pod.admit().ok_or_else(|| {
-        Refused::early("the pod has as many connections as it may have; close some")
-    })?;
+async fn open(pod: &Rc<Pod>, source: SocketAddr, target: SocketAddr) -> Result<Accepted, Failure> {
+    let early = |reason| Failure::early(ResponseFlag::None, reason);
+    let admission = pod
+        .admit()
+        .ok_or_else(|| early("the pod has as many connections as it may have; close some"))?;
     if MESH_PORTS.contains(&target.port()) {
         let reason = "the port belongs to the mesh itself; ask for the application's";
-        return Err(Refused::early(reason));
+        return Err(early(reason));
     }
     let mesh = pod.shared.mesh.snapshot();
-    let workload = pod.workload(&mesh).ok_or_else(|| {
-        Refused::early("the pod is not known to the mesh yet; apply its manifest")
-    })?;
+    let workload = pod
+        .workload(&mesh)
+        .ok_or_else(|| early("the pod is not known to the mesh yet; apply its manifest"))?;
     let judged = Judged {
         identity: None,
         source: source.ip(),
@@ -87,11 +73,7 @@ async fn open(pod: &Rc<Pod>, source: SocketAddr, target: SocketAddr) -> Result<A
         id: pod.id,
     };
     if let Err(refused) = verdict {
-        return Err(Refused {
-            flag: ResponseFlag::Deny,
-            reason: refused.to_string(),
-            opening: Some(opening),
-        });
+        return Err(Failure::of(opening, ResponseFlag::Deny, refused));
     }
     admission.judged(judged);
     match pod.netns.connect_from(source.ip(), target).await {
@@ -100,26 +82,10 @@ async fn open(pod: &Rc<Pod>, source: SocketAddr, target: SocketAddr) -> Result<A
             opening,
             admission,
         }),
-        Err(error) => Err(Refused {
-            flag: ResponseFlag::Connect,
-            reason: format!("connect to {target}: {error}"),
-            opening: Some(opening),
-        }),
-    }
-}
-
-fn report(pod: &Pod, source: SocketAddr, target: SocketAddr, refused: Refused) {
-    let Refused {
-        flag,
-        reason,
-        opening,
-    } = refused;
-    match opening {
-        Some(opening) => {
-            let connection = pod.shared.telemetry.opened(opening);
-            connection.finish(Outcome::Failed { flag, reason });
+        Err(error) => {
+            let reason = format!("connect to {target}: {error}");
+            Err(Failure::of(opening, ResponseFlag::Connect, reason))
         }
-        None => pod.refused(Direction::InboundPlaintext, source, target, flag, reason),
     }
 }
 
