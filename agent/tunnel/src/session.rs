@@ -28,8 +28,8 @@ pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAM_WINDOW: u32 = 1024 * 1024;
 /// Window of a connection, shared by its streams.
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
-/// Largest frame accepted; four records, so that a frame is one read.
-const FRAME_BYTES: u32 = 64 * 1024;
+/// Largest frame accepted: what the peer reads from its application at once.
+const FRAME_BYTES: u32 = 128 * 1024;
 /// Bytes queued for one stream before its sender waits.
 const SEND_BUFFER: usize = 256 * 1024;
 /// Streams that a peer may have open on one connection, as Istio's node proxy announces.
