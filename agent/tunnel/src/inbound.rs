@@ -21,36 +21,24 @@ use crate::{
 pub(crate) async fn serve(pod: Rc<Pod>, tcp: TcpStream, peer: SocketAddr) {
     let Ok(local) = tcp.local_addr() else { return };
     let local = socket::canonical(local);
+    let refuse = |flag, reason: String| {
+        let telemetry = &pod.shared.telemetry;
+        Failure::early(flag, reason).report(telemetry, Direction::Inbound, peer, local);
+    };
     let Some(mut admission) = pod.admit() else {
         let reason = "the pod has as many connections as it may have".to_owned();
-        return pod.refused(Direction::Inbound, peer, local, ResponseFlag::None, reason);
+        return refuse(ResponseFlag::None, reason);
     };
     let certificate = match pod.certificate.load() {
         Ok(certificate) => certificate,
         Err(error) => {
             let reason = format!("own certificate: {error}");
-            pod.refused(
-                Direction::Inbound,
-                peer,
-                local,
-                ResponseFlag::IdentityError,
-                reason,
-            );
-            return;
+            return refuse(ResponseFlag::IdentityError, reason);
         }
     };
     let session = match session::accept(tcp, peer, &certificate).await {
         Ok(session) => session,
-        Err(error) => {
-            pod.refused(
-                Direction::Inbound,
-                peer,
-                local,
-                flag_of(&error),
-                error.to_string(),
-            );
-            return;
-        }
+        Err(error) => return refuse(flag_of(&error), error.to_string()),
     };
     let identity = session.peer.clone();
     let streams = session.run(pod.draining(), |incoming| {

@@ -32,15 +32,9 @@ pub(crate) async fn serve(pod: Rc<Pod>, app: TcpStream, client: SocketAddr) {
         socket::reset_on_close(&app);
         let listener = app.local_addr().map_or(client, socket::canonical);
         let reason = "no destination is kept for it: it was made to the mesh's own port, or more \
-                      connections were waiting than the node keeps"
-            .to_owned();
-        return pod.refused(
-            Direction::Outbound,
-            client,
-            listener,
-            ResponseFlag::None,
-            reason,
-        );
+                      connections were waiting than the node keeps";
+        let telemetry = &pod.shared.telemetry;
+        return early(reason).report(telemetry, Direction::Outbound, client, listener);
     };
     let asked = Asked {
         pod,

@@ -19,7 +19,7 @@ use tokio::{
 };
 use undermesh_identity::CertificateHandle;
 use undermesh_model::{Decision, Identity, Mesh, Request, Verdict, Workload};
-use undermesh_telemetry::{Direction, Early, ResponseFlag};
+use undermesh_telemetry::Direction;
 
 use crate::{
     PodConfig, WorkerListeners, inbound, outbound, plaintext, pool::Pool, socket, socket::Netns,
@@ -313,24 +313,6 @@ impl Pod {
         mesh.workload_named(&self.namespace, &self.name)
             .filter(|workload| workload.identity == self.identity)
             .cloned()
-    }
-
-    /// Records a connection that failed before more was known of it.
-    pub(crate) fn refused(
-        &self,
-        direction: Direction,
-        source: SocketAddr,
-        destination: SocketAddr,
-        flag: ResponseFlag,
-        reason: String,
-    ) {
-        self.shared.telemetry.refused(Early {
-            direction,
-            source,
-            destination,
-            reason,
-            flag,
-        });
     }
 }
 

@@ -167,10 +167,8 @@ impl Tunnel {
         Lease(Rc::clone(self))
     }
 
-    fn has_room(&self, certificate: &Arc<WorkloadCertificate>) -> bool {
+    fn has_room(&self) -> bool {
         self.streams.get() < STREAMS_PER_CONNECTION
-            && !self.driver.is_finished()
-            && Arc::ptr_eq(&self.certificate, certificate)
     }
 }
 
@@ -352,7 +350,7 @@ impl Peer {
         });
         tunnels
             .iter()
-            .filter(|tunnel| tunnel.has_room(certificate))
+            .filter(|tunnel| tunnel.has_room())
             .min_by_key(|tunnel| tunnel.streams.get())
             .map(Tunnel::lease)
     }

@@ -267,7 +267,11 @@ async fn run(shared: Rc<Shared>, mut commands: mpsc::Receiver<Command>) {
                 mesh_lives = result.is_ok();
                 reconsider(&shared, &pods);
             }
-            _ = sweep.tick() => reconsider(&shared, &pods),
+            // The mesh is the same as at its last change, so connections need no new judgement.
+            _ = sweep.tick() => {
+                let mesh = shared.mesh.snapshot();
+                pods.values().for_each(|pod| pod.pool.sweep(&mesh));
+            }
         }
     }
 }
