@@ -199,6 +199,9 @@ impl Pod {
         ] {
             for listener in group {
                 socket::prepare_listener(&listener)?;
+                if direction == Direction::Outbound {
+                    socket::unpaced(&(&listener).into());
+                }
                 let listener = TcpListener::from_std(listener)?;
                 spawn_local(Rc::clone(&pod).listen(listener, direction));
             }

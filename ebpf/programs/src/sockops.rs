@@ -7,7 +7,7 @@ use core::ptr::read_volatile;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::BPF_SOCK_OPS_TCP_CONNECT_CB,
-    helpers::{bpf_get_netns_cookie, generated::bpf_sk_storage_get},
+    helpers::{bpf_get_netns_cookie, bpf_setsockopt, generated::bpf_sk_storage_get},
     macros::sock_ops,
     programs::SockOpsContext,
 };
@@ -17,6 +17,8 @@ use undermesh_abi::{Address, Counter, Destination, FlowKey, OUTBOUND_PORT};
 use crate::maps::{ORIGINAL, PENDING, count};
 
 const AF_INET: u32 = 2;
+const IPPROTO_TCP: i32 = 6;
+const TCP_CONGESTION: i32 = 13;
 
 // Not named `sockops`: the linker would see the symbol twice, as function and as section.
 #[sock_ops]
@@ -25,8 +27,27 @@ pub fn file_destination(ctx: SockOpsContext) -> u32 {
         && u32::from_be(ctx.remote_port()) == u32::from(OUTBOUND_PORT)
     {
         file(&ctx);
+        unpace(&ctx);
     }
     0
+}
+
+/// Takes a congestion control that does not pace: the connection ends inside the pod, where pacing
+/// (`bbr`) would only set a timer for nearly every write.
+#[inline(always)]
+fn unpace(ctx: &SockOpsContext) {
+    let mut name = *b"reno\0";
+    // SAFETY: the name lives on the stack for the call and its length is exact. Every kernel has
+    // this algorithm; without it the connection is only slower.
+    let _ = unsafe {
+        bpf_setsockopt(
+            ctx.as_ptr(),
+            IPPROTO_TCP,
+            TCP_CONGESTION,
+            name.as_mut_ptr().cast(),
+            name.len() as i32,
+        )
+    };
 }
 
 #[inline(always)]
