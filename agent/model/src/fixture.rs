@@ -6,8 +6,11 @@ use crate::{
     locality::Locality,
     mesh::{Mesh, MeshBuilder},
     policy::{Action, Clause, Enforcement, Match, Policy, Rule, Scope},
-    service::{HealthPolicy, Preference, Service, ServiceEndpoint, ServicePort},
-    workload::{Health, Tunnel, Workload, WorkloadKind},
+    service::{
+        AppProtocol, HealthPolicy, IpFamilies, Preference, Service, ServiceEndpoint, ServicePort,
+        Visibility,
+    },
+    workload::{DEFAULT_CAPACITY, Health, NetworkMode, Tunnel, Workload, WorkloadKind},
 };
 
 /// `spiffe://cluster.local/ns/<namespace>/sa/<account>`.
@@ -37,6 +40,13 @@ pub(crate) fn pod(name: &str, addresses: &[&str]) -> Workload {
         health: Health::Healthy,
         cluster: "Kubernetes".into(),
         policies: Vec::new(),
+        hostname: Arc::from(""),
+        network_mode: NetworkMode::Standard,
+        capacity: DEFAULT_CAPACITY,
+        waypoint: None,
+        network_gateway: None,
+        application_tunnel: None,
+        native_tunnel: false,
     }
 }
 
@@ -56,11 +66,17 @@ pub(crate) fn service(name: &str, addresses: &[&str], endpoints: &[&Workload]) -
             port: 80,
             target_port: Some(8080),
             name: "http".into(),
+            protocol: AppProtocol::Unknown,
         }],
         preference: Preference::None,
         health_policy: HealthPolicy::OnlyHealthy,
         subject_alt_names: Vec::new(),
         canonical: true,
+        visibility: Visibility::Public,
+        ip_families: IpFamilies::Automatic,
+        waypoint: None,
+        weighted_waypoints: Vec::new(),
+        ingress_use_waypoint: false,
         endpoints: endpoints.iter().map(endpoint).collect(),
     }
 }

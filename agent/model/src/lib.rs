@@ -11,6 +11,7 @@ mod endpoints;
 mod evaluation;
 #[cfg(test)]
 mod fixture;
+pub mod gateway;
 pub mod identity;
 pub mod locality;
 pub mod mesh;
@@ -23,6 +24,7 @@ pub mod workload;
 
 pub use baggage::Baggage;
 pub use balance::{Load, OpenConnection};
+pub use gateway::{Gateway, GatewayDestination, WeightedWaypoint};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use locality::Locality;
 pub use mesh::{Mesh, MeshBuilder, SharedMesh};

@@ -4,7 +4,11 @@ use std::{net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{address::canonical, identity::Identity};
+use crate::{
+    address::canonical,
+    gateway::{Gateway, WeightedWaypoint},
+    identity::Identity,
+};
 
 /// One port of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -16,6 +20,53 @@ pub struct ServicePort {
     pub target_port: Option<u16>,
     /// Name of the port; may be empty.
     pub name: Arc<str>,
+    /// What is spoken on it, as far as its service says.
+    pub protocol: AppProtocol,
+}
+
+/// What is spoken on a port (`istio.workload.AppProtocol`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum AppProtocol {
+    /// Not said.
+    #[default]
+    Unknown,
+    /// HTTP/1.1.
+    Http11,
+    /// HTTP/2.
+    Http2,
+    /// gRPC.
+    Grpc,
+    /// Opaque TCP.
+    Tcp,
+    /// TLS that the mesh does not end.
+    Tls,
+}
+
+/// Who sees a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Visibility {
+    /// Everybody.
+    #[default]
+    Public,
+    /// Clients of its own namespace.
+    Namespace,
+}
+
+/// The address families that a service offers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum IpFamilies {
+    /// Not said: whatever its addresses are.
+    #[default]
+    Automatic,
+    /// IPv4.
+    Ipv4Only,
+    /// IPv6.
+    Ipv6Only,
+    /// Both.
+    Dual,
 }
 
 /// A part of an endpoint's place that a preference compares, in the order that Istio lists them.
@@ -110,6 +161,16 @@ pub struct Service {
     pub subject_alt_names: Vec<Identity>,
     /// Whether a Kubernetes Service (true) or the oldest public ServiceEntry.
     pub canonical: bool,
+    /// Who sees it.
+    pub visibility: Visibility,
+    /// The address families that it offers.
+    pub ip_families: IpFamilies,
+    /// The waypoint before it.
+    pub waypoint: Option<Gateway>,
+    /// Waypoints that share its connections by weight; when empty or all of weight 0, [`Self::waypoint`] alone counts.
+    pub weighted_waypoints: Vec<WeightedWaypoint>,
+    /// Whether ingress gateways send to the waypoint too.
+    pub ingress_use_waypoint: bool,
     /// Its endpoints.
     pub endpoints: Vec<ServiceEndpoint>,
 }

@@ -3,7 +3,10 @@ use std::{net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{identity::Identity, locality::Locality};
+use crate::{gateway::Gateway, identity::Identity, locality::Locality};
+
+/// [`Workload::capacity`] of a workload that says nothing of it.
+pub const DEFAULT_CAPACITY: u32 = 1;
 
 /// What a workload accepts on port 15008.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -24,6 +27,27 @@ pub enum Health {
     Healthy,
     /// Not ready, or being deleted.
     Unhealthy,
+}
+
+/// Whose addresses a workload has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum NetworkMode {
+    /// Its own.
+    #[default]
+    Standard,
+    /// Its host's: several workloads share them, so an address alone does not tell which one is meant.
+    HostNetwork,
+}
+
+/// How traffic is handed to a workload's application, where not as it is (`istio.workload.ApplicationTunnel`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApplicationTunnel {
+    /// Whether each connection begins with a PROXY protocol header, version 2.
+    pub proxy_protocol: bool,
+    /// The port that takes all traffic; `None` keeps the one that was asked for.
+    pub port: Option<u16>,
 }
 
 /// The kind of controller that a workload's name stands for; selects the baggage key.
@@ -89,6 +113,20 @@ pub struct Workload {
     pub cluster: Arc<str>,
     /// Names (`<namespace>/<name>`) of the selector-scoped policies that apply to it.
     pub policies: Vec<Arc<str>>,
+    /// Name to resolve for its address; empty unless it has no address of its own.
+    pub hostname: Arc<str>,
+    /// Whose addresses it has.
+    pub network_mode: NetworkMode,
+    /// Its share of a service's connections, relative to other endpoints; 0 is none, 1 the default.
+    pub capacity: u32,
+    /// The waypoint before connections to its own address.
+    pub waypoint: Option<Gateway>,
+    /// The way to its network from others.
+    pub network_gateway: Option<Gateway>,
+    /// How traffic is handed to its application, where not as it is.
+    pub application_tunnel: Option<ApplicationTunnel>,
+    /// Whether it speaks HBONE itself instead of through a node proxy.
+    pub native_tunnel: bool,
 }
 
 impl Workload {

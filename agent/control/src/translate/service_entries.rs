@@ -7,7 +7,10 @@ use std::{
 use ipnet::IpNet;
 use undermesh_model::{
     Identity,
-    service::{HealthPolicy, Preference, Service, ServiceEndpoint, ServicePort},
+    service::{
+        AppProtocol, HealthPolicy, IpFamilies, Preference, Service, ServiceEndpoint, ServicePort,
+        Visibility,
+    },
 };
 
 use super::{
@@ -97,6 +100,11 @@ impl<'a> Translator<'_, '_, 'a> {
                 },
                 subject_alt_names: subject_alt_names.clone(),
                 canonical: is_oldest,
+                visibility: Visibility::Public,
+                ip_families: IpFamilies::Automatic,
+                waypoint: None,
+                weighted_waypoints: Vec::new(),
+                ingress_use_waypoint: false,
                 endpoints: endpoints.clone(),
             });
         }
@@ -252,6 +260,7 @@ fn model_port(port: &EntryPort) -> ServicePort {
         port: port.port,
         target_port: Some(port.target),
         name: port.name.clone(),
+        protocol: AppProtocol::Unknown,
     }
 }
 

@@ -8,8 +8,10 @@ use std::{
 use ipnet::IpNet;
 use undermesh_model::{
     Identity, Tunnel, Workload,
-    service::{self, HealthPolicy, Preference, Scope, ServiceEndpoint},
-    workload::{Health, WorkloadKind},
+    service::{
+        self, AppProtocol, HealthPolicy, IpFamilies, Preference, Scope, ServiceEndpoint, Visibility,
+    },
+    workload::{DEFAULT_CAPACITY, Health, NetworkMode, WorkloadKind},
 };
 
 use super::{
@@ -211,6 +213,11 @@ impl Translator<'_, '_, '_> {
             },
             subject_alt_names: Vec::new(),
             canonical: true,
+            visibility: Visibility::Public,
+            ip_families: IpFamilies::Automatic,
+            waypoint: None,
+            weighted_waypoints: Vec::new(),
+            ingress_use_waypoint: false,
             endpoints,
         });
     }
@@ -335,6 +342,13 @@ fn outside_workload(
         },
         cluster: settings.cluster.clone(),
         policies: Vec::new(),
+        hostname: Arc::from(""),
+        network_mode: NetworkMode::Standard,
+        capacity: DEFAULT_CAPACITY,
+        waypoint: None,
+        network_gateway: None,
+        application_tunnel: None,
+        native_tunnel: false,
     })
 }
 
@@ -346,6 +360,7 @@ fn model_port(port: &ServicePort) -> service::ServicePort {
             Target::Name(_) => None,
         },
         name: port.name.clone(),
+        protocol: AppProtocol::Unknown,
     }
 }
 

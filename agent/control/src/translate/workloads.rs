@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use undermesh_model::{
     Identity, Locality, Tunnel, Workload,
-    workload::{Health, WorkloadKind},
+    workload::{DEFAULT_CAPACITY, Health, NetworkMode, WorkloadKind},
 };
 
 use super::{Findings, Inventory, spec};
@@ -148,6 +148,17 @@ fn pod_member<'a>(
         cluster: settings.cluster.clone(),
         node,
         policies: Vec::new(),
+        hostname: Arc::from(""),
+        network_mode: if pod.host_network {
+            NetworkMode::HostNetwork
+        } else {
+            NetworkMode::Standard
+        },
+        capacity: DEFAULT_CAPACITY,
+        waypoint: None,
+        network_gateway: None,
+        application_tunnel: None,
+        native_tunnel: speaks_hbone(&metadata.labels),
     };
     Ok(Some(Member {
         workload,
@@ -340,6 +351,13 @@ pub(super) fn entry_workload(
         },
         cluster: settings.cluster.clone(),
         policies: Vec::new(),
+        hostname: Arc::from(""),
+        network_mode: NetworkMode::Standard,
+        capacity: DEFAULT_CAPACITY,
+        waypoint: None,
+        network_gateway: None,
+        application_tunnel: None,
+        native_tunnel: false,
     }))
 }
 

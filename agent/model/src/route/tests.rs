@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     fixture::{identity, mesh, pod, service},
     locality::Locality,
-    service::{HealthPolicy, Scope, ServiceEndpoint, ServicePort},
+    service::{AppProtocol, HealthPolicy, Scope, ServiceEndpoint, ServicePort},
     workload::Health,
 };
 
@@ -448,6 +448,7 @@ fn services_and_workloads_survive_the_way_through_json() {
         port: 81,
         target_port: None,
         name: "".into(),
+        protocol: AppProtocol::Unknown,
     });
     front.endpoints.push(ServiceEndpoint {
         workload: "x".into(),

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use undermesh_model::{
     Identity, Locality, Tunnel, Workload,
-    workload::{Health, WorkloadKind},
+    workload::{DEFAULT_CAPACITY, Health, NetworkMode, WorkloadKind},
 };
 
 use super::*;
@@ -35,6 +35,13 @@ fn workload(name: &str) -> Arc<Workload> {
         health: Health::Healthy,
         cluster: "Kubernetes".into(),
         policies: Vec::new(),
+        hostname: Arc::from(""),
+        network_mode: NetworkMode::Standard,
+        capacity: DEFAULT_CAPACITY,
+        waypoint: None,
+        network_gateway: None,
+        application_tunnel: None,
+        native_tunnel: false,
     })
 }
 

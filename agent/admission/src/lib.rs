@@ -1,0 +1,2 @@
+//! Validation of resources: analyze, the webhook, status.
+#![forbid(unsafe_code)]

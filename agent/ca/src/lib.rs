@@ -1,0 +1,2 @@
+//! The certificate service and its clients.
+#![forbid(unsafe_code)]

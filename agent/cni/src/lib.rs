@@ -1,0 +1,2 @@
+//! The CNI plugin, and how a node finds the pods of its mesh.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The cluster's manifests: rendered, applied, checked.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The mesh's side of the Kubernetes API.
+#![forbid(unsafe_code)]

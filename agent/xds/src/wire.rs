@@ -1,0 +1,19 @@
+//! The messages, generated from the schemas in `proto/`.
+
+/// `envoy.service.discovery.v3`: requests and responses of the delta protocol.
+#[allow(missing_docs, clippy::all)]
+pub mod discovery {
+    tonic::include_proto!("envoy.service.discovery.v3");
+}
+
+/// `istio.workload`: workloads and services.
+#[allow(missing_docs, clippy::all)]
+pub mod workload {
+    tonic::include_proto!("istio.workload");
+}
+
+/// `istio.security`: policies.
+#[allow(missing_docs, clippy::all)]
+pub mod security {
+    tonic::include_proto!("istio.security");
+}
