@@ -20,6 +20,7 @@
 
 pub mod authority;
 pub mod cache;
+pub mod caller;
 pub mod certificate;
 pub mod clock;
 mod gate;
@@ -36,6 +37,7 @@ pub mod verify;
 
 pub use authority::{Authority, AuthorityError};
 pub use cache::{CacheOptions, CertificateCache, CertificateHandle, Counters, NotReady};
+pub use caller::{Authenticator, BoundPod, Caller, CallerError};
 pub use certificate::{Certificate, CertificateError};
 pub use clock::{Clock, SystemClock};
 pub use issuer::{CertificateRequest, IssueError, IssuedCertificate, Issuer};

@@ -7,6 +7,7 @@
 mod address;
 pub mod baggage;
 pub mod balance;
+pub mod delta;
 mod endpoints;
 mod evaluation;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub mod workload;
 
 pub use baggage::Baggage;
 pub use balance::{Load, OpenConnection};
+pub use delta::Delta;
 pub use gateway::{Gateway, GatewayDestination, WeightedWaypoint};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use locality::Locality;
