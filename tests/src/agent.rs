@@ -73,12 +73,30 @@ impl Node {
     pub fn start_agent<A: AsRef<OsStr>>(&self, extra: impl IntoIterator<Item = A>) -> Result<()> {
         let folder = self.folder();
         let bed = folder.parent().unwrap_or(folder);
-        let mut arguments: Vec<PathBuf> = ["node", "--standalone", "--log-format", "json"]
-            .map(PathBuf::from)
-            .into();
+        let mut arguments: Vec<PathBuf> = ["node", "--standalone"].map(PathBuf::from).into();
         for (flag, value) in [
             ("--config", bed.join("config")),
             ("--ca-dir", bed.join("ca")),
+        ] {
+            arguments.extend([flag.into(), value]);
+        }
+        arguments.extend(extra.into_iter().map(|argument| argument.as_ref().into()));
+        self.run_agent(arguments)
+    }
+
+    /// Starts an agent that a control plane drives, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When there is no binary, or the agent does not become ready.
+    pub fn start_driven_agent(&self, arguments: &[&str]) -> Result<()> {
+        let arguments = ["node"].iter().chain(arguments);
+        self.run_agent(arguments.map(PathBuf::from).collect())
+    }
+
+    fn run_agent(&self, mut arguments: Vec<PathBuf>) -> Result<()> {
+        let folder = self.folder();
+        for (flag, value) in [
+            ("--log-format", "json".into()),
             ("--node-name", self.name().into()),
             ("--run-dir", folder.join("run")),
             ("--bpffs", self.bpffs().into()),
@@ -86,7 +104,6 @@ impl Node {
         ] {
             arguments.extend([flag.into(), value]);
         }
-        arguments.extend(extra.into_iter().map(|argument| argument.as_ref().into()));
         let label = format!("agent of {}", self.name());
         let mut command = self.command(binary()?, arguments)?;
         command.env("RUST_BACKTRACE", "1");

@@ -6,9 +6,12 @@
 //! process, and real programs run inside the pods.
 
 pub mod agent;
+pub mod api;
+pub mod apiserver;
 pub mod apps;
 pub mod capture;
 pub mod cgroup;
+pub mod cluster;
 pub mod error;
 pub mod http;
 pub mod journal;
@@ -24,6 +27,7 @@ pub mod shop;
 pub mod tcp;
 pub mod testbed;
 
+pub use cluster::Cluster;
 pub use error::{Context, Error, Result};
 pub use node::Node;
 pub use place::Place;

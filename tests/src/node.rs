@@ -105,10 +105,14 @@ impl Node {
     pub fn pod(&self, spec: PodSpec) -> Result<Pod> {
         let host = self.next_pod.fetch_add(1, Ordering::Relaxed);
         let label = format!("{}/{}", spec.namespace, spec.name);
+        let (folder, group) = match &spec.uid {
+            Some(uid) => (format!("{label}-{uid}"), format!("pod{uid}")),
+            None => (label.clone(), label.replace('/', "_")),
+        };
         let place = Place::create(
             self.folder(),
-            &label,
-            self.pods.child(&label.replace('/', "_"))?,
+            &folder,
+            self.pods.child(&group)?,
             self.journal(),
         )?;
         let addresses = pod_addresses(self.number, host);

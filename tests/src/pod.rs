@@ -59,6 +59,8 @@ pub struct PodSpec {
     pub service_account: String,
     /// The service it answers for: the value of its label `service`.
     pub service: Option<String>,
+    /// The uid of its object, when it has one; its cgroup is then named as kubelet names it.
+    pub uid: Option<String>,
 }
 
 impl PodSpec {
@@ -69,6 +71,7 @@ impl PodSpec {
             name: name.to_owned(),
             service_account: name.to_owned(),
             service: None,
+            uid: None,
         }
     }
 
@@ -76,6 +79,13 @@ impl PodSpec {
     #[must_use]
     pub fn behind(mut self, service: &str) -> Self {
         self.service = Some(service.to_owned());
+        self
+    }
+
+    /// The same pod with the uid of its object.
+    #[must_use]
+    pub fn with_uid(mut self, uid: &str) -> Self {
+        self.uid = Some(uid.to_owned());
         self
     }
 

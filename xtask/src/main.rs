@@ -9,6 +9,7 @@ mod bench;
 mod command;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod setup;
 mod tally;
 mod test;
@@ -33,6 +34,8 @@ enum Task {
     Demo(demo::Options),
     /// Measures the mesh against no mesh and against other proxies.
     Bench(bench::Options),
+    /// Feeds a parser with inputs that grow with the code they reach.
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Task::Test(options) => Ok(test::run(&options)),
         Task::Demo(options) => Ok(demo::run(&options)),
         Task::Bench(options) => Ok(bench::run(&options)),
+        Task::Fuzz(options) => fuzz::run(&options).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error}");

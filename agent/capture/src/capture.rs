@@ -27,6 +27,7 @@ use crate::{
     netlink::Netlink,
     netns::{Netns, NetnsError},
     pod::{self, Life},
+    probes::{self, Probes},
     programs::{Pins, Programs},
     routes::{self, Addresses},
     state::{Intent, PodState, Store},
@@ -127,6 +128,16 @@ impl Capture {
             .values()
             .map(|entry| (entry.pod.clone(), entry.phase))
             .collect()
+    }
+
+    /// Says by what kubelet's probes are known, which reach the applications past the agent; they do so while the
+    /// agent is away too. Call it at the start, and again when kubelet's cgroup is another one: systemd makes
+    /// it anew with each start of kubelet. What is in force already is no work.
+    ///
+    /// # Errors
+    /// When the cgroup cannot be opened, or the kernel refuses.
+    pub fn pass_probes(&self, probes: &Probes) -> Result<(), CaptureError> {
+        probes::set(&mut self.lock().programs, &self.pins, probes)
     }
 
     /// Opens the listeners of a pod and makes its namespace ready. Blocks for some milliseconds.

@@ -15,6 +15,8 @@ pub struct Counters {
     pub inbound_assigned: u64,
     /// Inbound plain connections refused because the agent had no listener.
     pub inbound_refused: u64,
+    /// Inbound plain connections left alone because they are probes.
+    pub probes: u64,
 }
 
 /// A value for each slot of [`Counter`].
@@ -50,6 +52,7 @@ impl From<Counts> for Counters {
             refused: counts.get(Counter::Refused),
             inbound_assigned: counts.get(Counter::InboundAssigned),
             inbound_refused: counts.get(Counter::InboundRefused),
+            probes: counts.get(Counter::Probes),
         }
     }
 }

@@ -101,7 +101,7 @@ pub(crate) fn refused(program: &'static str, source: ProgramError) -> FeatureErr
             "cgroup/connect hooks with bpf_get_netns_cookie (Linux 5.7) and socket storage (5.8)"
         }
         "getpeername4" | "getpeername6" => "cgroup/getpeername hooks (Linux 5.8)",
-        "file_destination" => "sock_ops with bpf_get_netns_cookie (Linux 5.15)",
+        "file_destination" | "note_probe" => "sock_ops with bpf_get_netns_cookie (Linux 5.15)",
         _ => "sk_lookup (Linux 5.9)",
     };
     FeatureError::Program {

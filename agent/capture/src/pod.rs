@@ -1,5 +1,10 @@
 //! The program of one pod: `sk_lookup` in its network namespace, with a map of its listeners.
-use std::{fs, io, net::TcpListener, os::fd::AsFd as _};
+use std::{
+    fs, io,
+    net::TcpListener,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     maps::{Map, MapData, PerCpuArray, SockMap},
@@ -12,7 +17,7 @@ use crate::{
     counters::Counts,
     features,
     netns::Netns,
-    programs::{self, LoadError, Pins},
+    programs::{self, LoadError, PROBERS, PROBES, Pins},
 };
 
 const POD_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod.o"));
@@ -40,7 +45,7 @@ pub(crate) fn attach(
 ) -> Result<(), LoadError> {
     let folder = pins.pod(netns.cookie());
     programs::make_folder(&folder)?;
-    let mut object = programs::load(POD_OBJECT, [LISTENERS, COUNTS], &folder)?;
+    let mut object = programs::load(POD_OBJECT, maps(pins, &folder))?;
     // Listeners first: from its attachment on, the program refuses what it has no listener for.
     let map = object
         .map_mut(LISTENERS)
@@ -67,6 +72,16 @@ pub(crate) fn attach(
                 .map_err(|source| programs::attaching(PROGRAM, source))
         },
     )
+}
+
+/// The maps of a pod's object: its own, and those that it shares with all others.
+fn maps(pins: &Pins, folder: &Path) -> [(&'static str, PathBuf); 4] {
+    [
+        (LISTENERS, folder.join(LISTENERS)),
+        (COUNTS, folder.join(COUNTS)),
+        (PROBES, pins.maps().join(PROBES)),
+        (PROBERS, pins.maps().join(PROBERS)),
+    ]
 }
 
 fn assign(mut map: SockMap<&mut MapData>, plaintext: &[TcpListener]) -> Result<(), LoadError> {

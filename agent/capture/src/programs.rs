@@ -21,7 +21,7 @@ use aya::{
     pin::PinError,
     programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, ProgramFd, SockOps, links::FdLink},
 };
-use undermesh_abi::{LAYOUT, Pod, Settings};
+use undermesh_abi::{Address, LAYOUT, Pod, Settings};
 
 use crate::{
     bpf::PinnedLink,
@@ -34,7 +34,13 @@ use crate::{
 const FOLDER: &str = "undermesh";
 const NODE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node.o"));
 /// The maps that are pinned, by their names in the object.
-const PINNED: [&str; 5] = ["PODS", "PENDING", "ORIGINAL", "SETTINGS", "COUNTS"];
+const PINNED: [&str; 7] = [
+    "PODS", "PENDING", "ORIGINAL", "SETTINGS", "COUNTS", PROBES, PROBERS,
+];
+/// Open connections of kubelet's: written by the node-wide object, read by those of the pods.
+pub(crate) const PROBES: &str = "PROBES";
+/// Addresses whose connections are taken for probes: written here, read by the pods' objects.
+pub(crate) const PROBERS: &str = "PROBERS";
 /// In the order of attachment: what serves a captured connection is there before what captures.
 const PROGRAMS: [&str; 5] = [
     "file_destination",
@@ -123,11 +129,11 @@ impl Pins {
         }
     }
 
-    fn maps(&self) -> PathBuf {
+    pub(crate) fn maps(&self) -> PathBuf {
         self.root.join("maps")
     }
 
-    fn links(&self) -> PathBuf {
+    pub(crate) fn links(&self) -> PathBuf {
         self.root.join("links")
     }
 
@@ -146,10 +152,14 @@ impl Pins {
 pub(crate) struct Programs {
     /// Pods by cookie: the entry is what captures.
     pub(crate) pods: HashMap<MapData, u64, Pod>,
+    /// Addresses whose connections are taken for probes.
+    pub(crate) probers: HashMap<MapData, Address, u8>,
     counts: PerCpuArray<MapData, u64>,
     pending: OwnedFd,
     outbound_mark: u32,
     log: Option<KernelLog>,
+    /// Holds the program that notes probes, which is attached when kubelet is known.
+    pub(crate) object: Ebpf,
 }
 
 impl Programs {
@@ -165,10 +175,12 @@ impl Programs {
         let log = KernelLog::open(&mut object);
         Ok(Self {
             pods: HashMap::try_from(take(&mut object, "PODS")?)?,
+            probers: HashMap::try_from(take(&mut object, PROBERS)?)?,
             counts: PerCpuArray::try_from(take(&mut object, "COUNTS")?)?,
             pending: duplicate(&pins.maps().join("PENDING"))?,
             outbound_mark,
             log,
+            object,
         })
     }
 
@@ -279,14 +291,13 @@ fn check_layout(maps: &Path) -> Result<(), LoadError> {
 }
 
 fn load_object(maps: &Path) -> Result<Ebpf, LoadError> {
-    load(NODE_OBJECT, PINNED, maps)
+    load(NODE_OBJECT, PINNED.map(|name| (name, maps.join(name))))
 }
 
-/// Loads an object whose `pinned` maps are kept in `folder`; maps that are there already are taken over.
+/// Loads an object whose `pinned` maps are kept at these paths; maps that are there already are taken over.
 pub(crate) fn load(
     object: &[u8],
-    pinned: impl IntoIterator<Item = &'static str>,
-    folder: &Path,
+    pinned: impl IntoIterator<Item = (&'static str, PathBuf)>,
 ) -> Result<Ebpf, LoadError> {
     // A new loader reads the types of the whole kernel, megabytes that these programs have no use
     // for; so one is made, once, and let go of them.
@@ -296,8 +307,8 @@ pub(crate) fn load(
         Mutex::new(loader)
     });
     let mut loader = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
-    for name in pinned {
-        loader.map_pin_path(name, folder.join(name));
+    for (name, path) in pinned {
+        loader.map_pin_path(name, path);
     }
     Ok(loader.load(object)?)
 }
@@ -320,28 +331,50 @@ fn settle(object: &mut Ebpf) -> Result<u32, LoadError> {
 }
 
 fn attach_all(object: &mut Ebpf, pins: &Pins, cgroup: &Path) -> Result<(), LoadError> {
-    let opening = |source| LoadError::File {
-        path: cgroup.to_owned(),
-        source,
-    };
-    let folder = File::open(cgroup).map_err(opening)?;
-    // A cgroup's id is its inode number.
-    let id = folder.metadata().map_err(opening)?.ino();
+    let cgroup = Cgroup::open(cgroup)?;
     for name in PROGRAMS {
-        let path = pins.links().join(name);
-        let program = object
-            .program_mut(name)
-            .ok_or(LoadError::Incomplete(name))?;
-        let mut program = CgroupProgram::load(name, program)?;
-        let descriptor = program.descriptor()?;
-        put_in_place(
-            &path,
-            &descriptor,
-            |link| Ok(link.cgroup()? == Some(id)),
-            || program.attach(&folder),
-        )?;
+        attach(object, name, pins, &cgroup)?;
     }
     Ok(())
+}
+
+/// Attaches a program of the node-wide object to a cgroup, or puts it into the link that is pinned there.
+pub(crate) fn attach(
+    object: &mut Ebpf,
+    name: &'static str,
+    pins: &Pins,
+    cgroup: &Cgroup,
+) -> Result<(), LoadError> {
+    let program = object
+        .program_mut(name)
+        .ok_or(LoadError::Incomplete(name))?;
+    let mut program = CgroupProgram::load(name, program)?;
+    let descriptor = program.descriptor()?;
+    put_in_place(
+        &pins.links().join(name),
+        &descriptor,
+        |link| Ok(link.cgroup()? == Some(cgroup.id)),
+        || program.attach(&cgroup.folder),
+    )
+}
+
+/// An open cgroup.
+pub(crate) struct Cgroup {
+    folder: File,
+    /// A cgroup's id is its inode number.
+    id: u64,
+}
+
+impl Cgroup {
+    pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
+        let failed = |source| LoadError::File {
+            path: path.to_owned(),
+            source,
+        };
+        let folder = File::open(path).map_err(failed)?;
+        let id = folder.metadata().map_err(failed)?.ino();
+        Ok(Self { folder, id })
+    }
 }
 
 /// A loaded program of one of the two kinds that attach to a cgroup.
@@ -368,9 +401,12 @@ impl<'a> CgroupProgram<'a> {
                 Kind::Address(program)
             }
             aya::programs::Program::SockOps(program) => {
-                program
-                    .load()
-                    .map_err(|source| features::refused(name, source))?;
+                // Attached anew to another cgroup, it is loaded already.
+                if program.fd().is_err() {
+                    program
+                        .load()
+                        .map_err(|source| features::refused(name, source))?;
+                }
                 Kind::Operations(program)
             }
             _ => return Err(LoadError::Incomplete(name)),

@@ -20,16 +20,18 @@ pub enum Severity {
     Error,
 }
 
-/// One finding about one document. Written as one line:
-/// `file:line: kind namespace/name: field: message; remedy`.
+/// One finding about one document or object. Written as one line:
+/// `file:line: kind namespace/name: field: message; remedy`, without the place for objects of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Diagnostic {
     /// How bad it is.
     pub severity: Severity,
-    /// The file, relative to the directory that is read.
+    /// The file, relative to the directory that is read; empty for an object of a cluster.
+    #[serde(skip_serializing_if = "str::is_empty")]
     pub file: Arc<str>,
-    /// The line in that file, from 1; 0 when the file as a whole is meant.
+    /// The line in that file, from 1; 0 when the file as a whole is meant, or there is none.
+    #[serde(skip_serializing_if = "is_nowhere")]
     pub line: usize,
     /// The object, when its kind and name could be read.
     pub resource: Option<Key>,
@@ -42,23 +44,30 @@ pub struct Diagnostic {
     pub remedy: String,
 }
 
+fn is_nowhere(line: &usize) -> bool {
+    *line == 0
+}
+
 fn written<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(path)
 }
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", one_line(&self.file))?;
-        if self.line > 0 {
-            write!(f, ":{}", self.line)?;
+        if !self.file.is_empty() {
+            write!(f, "{}", one_line(&self.file))?;
+            if self.line > 0 {
+                write!(f, ":{}", self.line)?;
+            }
+            f.write_str(": ")?;
         }
         if let Some(resource) = &self.resource {
-            write!(f, ": {resource}")?;
+            write!(f, "{resource}: ")?;
         }
         if !self.field.is_root() {
-            write!(f, ": {}", self.field)?;
+            write!(f, "{}: ", self.field)?;
         }
-        write!(f, ": {}", one_line(&self.message))?;
+        write!(f, "{}", one_line(&self.message))?;
         if !self.remedy.is_empty() {
             write!(f, "; {}", one_line(&self.remedy))?;
         }

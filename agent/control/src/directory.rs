@@ -12,9 +12,11 @@ use undermesh_model::MeshBuilder;
 
 use crate::{
     diagnostic::Diagnostic,
+    engine::Engine,
+    resources::{Key, Resource},
     settings::Settings,
     store::{Contents, File, Store},
-    translate, walk,
+    walk,
     watch::Watch,
 };
 
@@ -87,7 +89,8 @@ impl DirectorySource {
         let watch = Arc::new(watch);
         let mut reader = Reader {
             path: path.clone(),
-            settings,
+            engine: Engine::new(settings),
+            filed: BTreeMap::new(),
             watch: watch.clone(),
             files: BTreeMap::new(),
             store: Store::default(),
@@ -153,7 +156,9 @@ fn lock(reader: &Mutex<Reader>) -> MutexGuard<'_, Reader> {
 #[derive(Debug)]
 struct Reader {
     path: PathBuf,
-    settings: Settings,
+    engine: Engine,
+    /// What the engine holds.
+    filed: BTreeMap<Key, Resource>,
     watch: Arc<Watch>,
     files: BTreeMap<Arc<str>, File>,
     store: Store,
@@ -167,14 +172,27 @@ impl Reader {
 
     fn snapshot(&mut self) -> Snapshot {
         let mut diagnostics = self.store.admit(&self.files);
-        let translation = translate::translate(self.store.resources(), &self.settings);
-        diagnostics.extend(translation.diagnostics);
+        self.file();
+        self.engine.commit();
+        diagnostics.extend(self.engine.diagnostics().cloned());
         diagnostics.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
         Snapshot {
-            builder: translation.builder,
+            builder: self.engine.builder(),
             diagnostics,
             counts: self.store.counts(),
         }
+    }
+
+    /// Tells the engine what is in force now.
+    fn file(&mut self) {
+        let mut gone = std::mem::take(&mut self.filed);
+        for resource in self.store.resources() {
+            let key = resource.metadata().key.clone();
+            gone.remove(&key);
+            self.engine.put(resource.clone());
+            self.filed.insert(key, resource.clone());
+        }
+        gone.keys().for_each(|key| self.engine.remove(key));
     }
 
     /// Reads the files; says whether any differs from before.

@@ -14,6 +14,21 @@ pub struct Settings {
     pub network: Arc<str>,
     /// Namespace whose policies govern the whole mesh.
     pub root_namespace: Arc<str>,
+    /// Who wrote the resources.
+    pub source: Source,
+}
+
+/// Who wrote the resources, and so what can be taken from them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// A person, in files. Labels say which pods are in the mesh, and the slices of a Service are all of its
+    /// endpoints.
+    #[default]
+    Manifests,
+    /// A cluster, in which an agent on the node notes on a pod when it has captured it, and pods say whether
+    /// they are ready. As in istiod, a Service's pods are those that its selector selects; EndpointSlices only
+    /// add what is no pod, and the pods of a Service without a selector.
+    Kubernetes,
 }
 
 impl Default for Settings {
@@ -23,6 +38,7 @@ impl Default for Settings {
             cluster: Arc::from("Kubernetes"),
             network: Arc::from(""),
             root_namespace: Arc::from("istio-system"),
+            source: Source::default(),
         }
     }
 }

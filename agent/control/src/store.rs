@@ -8,7 +8,10 @@ use crate::{
     diagnostic::{Diagnostic, Severity},
     manifest::{self, Document},
     path::Path,
-    resources::{self, Decoded, Key, Outcome, Resource, field::Problem, metadata::Origin},
+    resources::{
+        self, Decoded, Key, Outcome, Resource, field::Problem, metadata::Origin, strings::Strings,
+    },
+    succession::{self, REMEDY, succeed},
     value::Value,
 };
 
@@ -56,7 +59,6 @@ pub struct Contents {
 #[derive(Debug)]
 struct Object {
     decoded: Decoded,
-    origin: Origin,
     diagnostics: Vec<Diagnostic>,
 }
 
@@ -64,10 +66,11 @@ impl Contents {
     /// Reads the objects of a file. `name` is the file, relative to its directory.
     pub fn read(name: &Arc<str>, text: String) -> Self {
         let mut objects = Vec::new();
+        let strings = Strings::default();
         for document in manifest::split(name, &text) {
             let document = Arc::new(document);
             match document.parse() {
-                Ok(value) => read_document(&document, &value, &mut objects),
+                Ok(value) => read_document(&document, &value, &strings, &mut objects),
                 Err(error) => objects.push(unparsed(&document, error)),
             }
         }
@@ -90,16 +93,22 @@ fn unparsed(document: &Arc<Document>, error: manifest::SyntaxError) -> Object {
             key: None,
             outcome: Outcome::Bad(None),
             problems: Vec::new(),
-        },
-        origin: Origin {
-            document: document.clone(),
-            place: Path::root(),
+            origin: Origin::Document {
+                document: document.clone(),
+                place: Path::root(),
+            },
         },
         diagnostics: vec![diagnostic],
     }
 }
 
-fn read_document(document: &Arc<Document>, value: &Value, objects: &mut Vec<Object>) {
+fn read_document(
+    document: &Arc<Document>,
+    value: &Value,
+    strings: &Strings,
+    objects: &mut Vec<Object>,
+) {
+    let read = |value, place| read_object(document, value, place, strings);
     let is_list = value
         .get("kind")
         .and_then(Value::as_text)
@@ -107,33 +116,24 @@ fn read_document(document: &Arc<Document>, value: &Value, objects: &mut Vec<Obje
     match value.get("items") {
         Some(Value::List(items)) if is_list => {
             for (position, item) in items.iter().enumerate() {
-                objects.push(read_object(
-                    document,
-                    item,
-                    Path::root().key("items").index(position),
-                ));
+                objects.push(read(item, Path::root().key("items").index(position)));
             }
         }
         _ if *value == Value::Null => {}
-        _ => objects.push(read_object(document, value, Path::root())),
+        _ => objects.push(read(value, Path::root())),
     }
 }
 
-fn read_object(document: &Arc<Document>, value: &Value, place: Path) -> Object {
-    let origin = Origin {
+fn read_object(document: &Arc<Document>, value: &Value, place: Path, strings: &Strings) -> Object {
+    let origin = Origin::Document {
         document: document.clone(),
         place,
     };
-    let mut decoded = resources::decode(value, &origin);
-    let problems = std::mem::take(&mut decoded.problems);
-    let key = decoded.key.clone();
-    let diagnostics = problems
-        .into_iter()
-        .map(|problem| origin.diagnostic(key.clone(), problem))
-        .collect();
+    let mut decoded = resources::decode(value, &origin, strings);
+    let diagnostics = decoded.diagnostics();
+    decoded.problems = Vec::new();
     Object {
         decoded,
-        origin,
         diagnostics,
     }
 }
@@ -146,11 +146,9 @@ pub struct Store {
 
 #[derive(Clone, Debug)]
 struct Held {
-    resource: Arc<Resource>,
+    held: succession::Held,
     /// The document that keeps it in force.
     origin: Origin,
-    /// Whether it was read from a good document, and so may outlive that document's mistakes.
-    is_good: bool,
 }
 
 impl Store {
@@ -182,8 +180,8 @@ impl Store {
     }
 
     /// The objects in force, by kind, namespace and name.
-    pub fn resources(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        self.objects.values().map(|held| &held.resource)
+    pub fn resources(&self) -> impl Iterator<Item = &Resource> {
+        self.objects.values().map(|it| &it.held.resource)
     }
 
     /// How many objects of each kind are in force.
@@ -254,29 +252,15 @@ impl Admission<'_> {
     }
 
     fn choose(&mut self, key: &Key, object: &Object) -> Option<Held> {
-        let held = |resource: &Arc<Resource>, is_good| Held {
-            resource: resource.clone(),
-            origin: object.origin.clone(),
-            is_good,
-        };
-        match &object.decoded.outcome {
-            Outcome::Good(resource) => Some(held(resource, true)),
-            Outcome::Bad(stand_in) => {
-                if let Some(before) = self.before.get(key).filter(|before| before.is_good) {
-                    self.about(object, Severity::Error, KEPT, "correct the errors above");
-                    return Some(held(&before.resource, true));
-                }
-                let stand_in = stand_in.as_ref()?;
-                self.about(
-                    object,
-                    Severity::Error,
-                    stand_in_message(stand_in),
-                    "correct the errors above",
-                );
-                Some(held(stand_in, false))
-            }
-            Outcome::Noted => None,
+        let before = self.before.get(key).map(|before| &before.held);
+        let (held, message) = succeed(&object.decoded.outcome, before)?;
+        if let Some(message) = message {
+            self.about(object, Severity::Error, message, REMEDY);
         }
+        Some(Held {
+            held,
+            origin: object.decoded.origin.clone(),
+        })
     }
 
     /// Keeps what a file gave before, as its present text does not tell what it gives now.
@@ -285,7 +269,9 @@ impl Admission<'_> {
             .before
             .iter()
             .filter(|(key, held)| {
-                held.origin.document.file == *name && held.is_good && !self.now.contains_key(*key)
+                held.origin.file() == Some(name)
+                    && held.held.is_good
+                    && !self.now.contains_key(*key)
             })
             .collect();
         if kept.is_empty() {
@@ -327,6 +313,7 @@ impl Admission<'_> {
         };
         self.diagnostics.push(
             object
+                .decoded
                 .origin
                 .diagnostic(object.decoded.key.clone(), problem),
         );
@@ -347,17 +334,6 @@ impl Admission<'_> {
 
 /// Most objects that one message names.
 const MAX_NAMED: usize = 5;
-
-const KEPT: &str = "its last good version stays in force";
-
-fn stand_in_message(stand_in: &Resource) -> &'static str {
-    match stand_in {
-        Resource::PeerAuthentication(_) => {
-            "requires mTLS of everything it selects until it can be read"
-        }
-        _ => "denies everything it selects until it can be read",
-    }
-}
 
 #[cfg(test)]
 mod tests;

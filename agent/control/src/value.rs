@@ -73,6 +73,14 @@ impl Value {
         }
         .deserialize(deserializer)
     }
+
+    /// Takes over a value of JSON, within the same limits.
+    ///
+    /// # Errors
+    /// One that names the limit.
+    pub fn from_json(json: &serde_json::Value) -> Result<Self, serde_json::Error> {
+        Self::read(json)
+    }
 }
 
 #[derive(Clone, Copy)]

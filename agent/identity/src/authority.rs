@@ -7,27 +7,22 @@ use std::{
 };
 
 use futures::future::{BoxFuture, FutureExt};
-use rcgen::{
-    CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose,
-};
-use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
+use rcgen::{ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType};
+use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use undermesh_model::{Identity, TrustDomain};
 
 use crate::{
     clock::Clock,
+    csr::ProvenKey,
     issuer::{CertificateRequest, IssueError, IssuedCertificate, Issuer},
     key::{KeyError, WorkloadKey, uri_san},
-    material::{self, BACKDATE, Material, MaterialError},
+    material::{self, BACKDATE, CaParts, Material, MaterialError},
     tls::{TlsError, WorkloadCertificate},
 };
 
 /// Longest lifetime that is granted, as in istiod.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(90 * 24 * 60 * 60);
-/// Largest signing request that is read, in bytes of DER.
-pub const MAX_REQUEST_BYTES: usize = 16 * 1024;
-
 /// Why the CA cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
@@ -35,26 +30,26 @@ pub enum AuthorityError {
     #[error(transparent)]
     Material(#[from] MaterialError),
     /// The CA certificate's time is over.
-    #[error("the CA certificate in {} has expired at {at}; put a new one there", .directory.display())]
+    #[error("the CA certificate in {} has expired at {at}; put a new one there", .place.display())]
     Expired {
-        /// The CA's directory.
-        directory: PathBuf,
+        /// Where it is kept: a directory, or `Secret <namespace>/<name>`.
+        place: PathBuf,
         /// When.
         at: OffsetDateTime,
     },
     /// What the CA signs would not be accepted under its own roots.
-    #[error("certificates signed by the CA in {} would be refused: {error}; check that its certificate is a CA's and that cert-chain.pem leads to root-cert.pem", .directory.display())]
+    #[error("certificates signed by the CA in {} would be refused: {error}; check that its certificate is a CA's and that cert-chain.pem leads to root-cert.pem", .place.display())]
     Unsound {
-        /// The CA's directory.
-        directory: PathBuf,
+        /// Where it is kept: a directory, or `Secret <namespace>/<name>`.
+        place: PathBuf,
         /// What a peer would say.
         error: Box<TlsError>,
     },
     /// The CA's certificate cannot be signed under.
-    #[error("cannot sign under the certificate in {}: {error}", .directory.display())]
+    #[error("cannot sign under the certificate in {}: {error}", .place.display())]
     Issuer {
-        /// The CA's directory.
-        directory: PathBuf,
+        /// Where it is kept: a directory, or `Secret <namespace>/<name>`.
+        place: PathBuf,
         /// What the cryptographic library says.
         error: rcgen::Error,
     },
@@ -64,6 +59,17 @@ pub enum AuthorityError {
     /// The trial certificate could not be signed.
     #[error("the CA cannot sign: {0}")]
     Sign(#[from] IssueError),
+}
+
+/// Why a certificate could not be signed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SignError {
+    /// The CA's own time is over.
+    #[error("the CA certificate has expired; put a new one where the CA is kept")]
+    Expired,
+    /// The cryptographic library failed.
+    #[error("signing failed: {0}")]
+    Library(#[from] rcgen::Error),
 }
 
 /// A CA for the workloads of one trust domain.
@@ -91,6 +97,18 @@ impl Authority {
         Self::from_material(material, directory, trust_domain, clock)
     }
 
+    /// A CA that is kept elsewhere than in files, such as in a Secret.
+    ///
+    /// # Errors
+    /// When a part cannot be read or does not fit the rest.
+    pub fn from_parts(
+        parts: &CaParts,
+        trust_domain: TrustDomain,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, AuthorityError> {
+        Self::from_material(Material::parse(parts)?, &parts.place, trust_domain, clock)
+    }
+
     /// A CA whose root lives as long as it does.
     ///
     /// # Errors
@@ -106,14 +124,14 @@ impl Authority {
 
     fn from_material(
         material: Material,
-        directory: &Path,
+        place: &Path,
         trust_domain: TrustDomain,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, AuthorityError> {
         let not_after = material.certificate.not_after();
         if clock.now() > not_after {
             return Err(AuthorityError::Expired {
-                directory: directory.to_owned(),
+                place: place.to_owned(),
                 at: not_after.into(),
             });
         }
@@ -121,7 +139,7 @@ impl Authority {
         let authority = Self {
             signer: rcgen::Issuer::from_ca_cert_der(material.certificate.der(), material.key)
                 .map_err(|error| AuthorityError::Issuer {
-                    directory: directory.to_owned(),
+                    place: place.to_owned(),
                     error,
                 })?,
             roots: material.roots,
@@ -130,13 +148,28 @@ impl Authority {
             not_after,
             clock,
         };
-        authority.try_out(directory)?;
+        authority.try_out(place)?;
         Ok(authority)
     }
 
     /// The roots under which this CA's certificates are valid.
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
+    }
+
+    /// The trust domain that it signs for.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The last moment at which it can sign.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// The time of day that it goes by.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
     }
 
     /// Signs one request, now.
@@ -156,44 +189,40 @@ impl Authority {
                 self.trust_domain
             )));
         }
-        let public_key = proven_key(&request.csr).map_err(refused)?;
-        let params = self.leaf(&request.identity, request.lifetime)?;
-        let signed = params
-            .signed_by(&public_key, &self.signer)
-            .map_err(|error| IssueError::Unavailable {
-                identity: request.identity.clone(),
-                reason: format!("signing failed: {error}"),
-            })?;
+        let key = ProvenKey::of(&request.csr).map_err(|error| refused(error.to_string()))?;
+        let unavailable = |error: SignError| IssueError::Unavailable {
+            identity: request.identity.clone(),
+            reason: error.to_string(),
+        };
+        let names = vec![uri_san(&request.identity).map_err(|error| unavailable(error.into()))?];
+        let leaf = self
+            .certify(names, key.public_key(), request.lifetime)
+            .map_err(unavailable)?;
         Ok(IssuedCertificate {
-            leaf: signed.into(),
+            leaf,
+            key: None,
             intermediates: self.intermediates.clone(),
             roots: self.roots.clone(),
         })
     }
 
-    fn leaf(
+    /// A certificate for `key` that names `names`, for both ends of TLS.
+    pub(crate) fn certify(
         &self,
-        identity: &Identity,
+        names: Vec<SanType>,
+        key: &impl PublicKeyData,
         lifetime: Duration,
-    ) -> Result<CertificateParams, IssueError> {
-        let unavailable = |reason: String| IssueError::Unavailable {
-            identity: identity.clone(),
-            reason,
-        };
+    ) -> Result<CertificateDer<'static>, SignError> {
         let now = self.clock.now();
         if now > self.not_after {
-            return Err(unavailable(
-                "the CA certificate has expired; put a new one into its directory".to_owned(),
-            ));
+            return Err(SignError::Expired);
         }
         let not_after = now
             .checked_add(lifetime.min(MAX_LIFETIME))
             .unwrap_or(now)
             .min(self.not_after);
-        let mut params = material::base_params(now, not_after)
-            .map_err(|error| unavailable(error.to_string()))?;
-        params.subject_alt_names =
-            vec![uri_san(identity).map_err(|error| unavailable(error.to_string()))?];
+        let mut params = material::base_params(now, not_after)?;
+        params.subject_alt_names = names;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![
@@ -201,12 +230,17 @@ impl Authority {
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
         params.use_authority_key_identifier_extension = true;
-        Ok(params)
+        Ok(params.signed_by(key, &self.signer)?.into())
+    }
+
+    /// What peers need to get from a leaf to a root.
+    pub(crate) fn intermediates(&self) -> &[CertificateDer<'static>] {
+        &self.intermediates
     }
 
     /// Signs a certificate and judges it as a peer would, so that a wrong chain shows at the start, not at the first
     /// connection.
-    fn try_out(&self, directory: &Path) -> Result<(), AuthorityError> {
+    fn try_out(&self, place: &Path) -> Result<(), AuthorityError> {
         let name: Arc<str> = Arc::from("ca-trial");
         let trust_domain = self.trust_domain.clone();
         let identity = Identity {
@@ -224,7 +258,7 @@ impl Authority {
         WorkloadCertificate::new(identity, &key, issued, Arc::clone(&self.clock))
             .map(drop)
             .map_err(|error| AuthorityError::Unsound {
-                directory: directory.to_owned(),
+                place: place.to_owned(),
                 error: Box::new(error),
             })
     }
@@ -247,19 +281,6 @@ impl Issuer for Authority {
     ) -> BoxFuture<'_, Result<IssuedCertificate, IssueError>> {
         async move { self.sign(&request) }.boxed()
     }
-}
-
-/// The public key of a request whose signature shows that the sender holds the private one (RFC 2986, section 3).
-fn proven_key(csr: &CertificateSigningRequestDer<'_>) -> Result<rcgen::PublicKey, String> {
-    if csr.len() > MAX_REQUEST_BYTES {
-        return Err(format!(
-            "it has {} bytes, more than the {MAX_REQUEST_BYTES} that are read",
-            csr.len()
-        ));
-    }
-    let parsed =
-        CertificateSigningRequestParams::from_der(csr).map_err(|error| error.to_string())?;
-    Ok(parsed.public_key)
 }
 
 #[cfg(test)]

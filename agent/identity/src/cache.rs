@@ -416,7 +416,12 @@ fn state(
 
 /// Keeps one identity's certificate fresh until the lease aborts it.
 async fn renew(shared: Arc<Shared>, slot: Arc<Slot>) {
+    let mut renewals = shared.issuer.renewals();
     loop {
+        // What changes from here on is not in the answer that is asked for now.
+        if let Some(renewals) = &mut renewals {
+            renewals.mark_unchanged();
+        }
         let permit = shared.gate.enter(slot.urgency()).await;
         let outcome = shared.request(&slot.identity).await;
         drop(permit);
@@ -432,8 +437,21 @@ async fn renew(shared: Arc<Shared>, slot: Arc<Slot>) {
                 slot.failed(&error, &mut shared.rng());
             }
         }
-        nap_until_due(&slot).await;
+        tokio::select! {
+            () = nap_until_due(&slot) => {}
+            () = called_for(renewals.as_mut()) => {}
+        }
     }
+}
+
+/// Waits until the issuer calls for new certificates ahead of their time.
+async fn called_for(renewals: Option<&mut watch::Receiver<u64>>) {
+    if let Some(renewals) = renewals
+        && renewals.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 async fn nap_until_due(slot: &Slot) {

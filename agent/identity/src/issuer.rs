@@ -1,9 +1,12 @@
 //! The seam to whoever signs certificates: the embedded CA now, istiod or SPIRE behind the same trait.
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
+use tokio::sync::watch;
 use undermesh_model::Identity;
+
+use crate::key::WorkloadKey;
 
 /// What is asked of an issuer.
 #[derive(Clone)]
@@ -33,14 +36,28 @@ impl fmt::Debug for CertificateRequest {
 }
 
 /// What an issuer returns.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct IssuedCertificate {
     /// The workload's own certificate.
     pub leaf: CertificateDer<'static>,
+    /// The leaf's key, from issuers that make keys themselves, as SPIRE does; `None` when the leaf is for the key of
+    /// the request.
+    pub key: Option<Arc<WorkloadKey>>,
     /// The certificates between the leaf and the roots, the leaf's issuer first; roots are not among them.
     pub intermediates: Vec<CertificateDer<'static>>,
     /// The roots that peers are judged by; several during a root rotation.
     pub roots: Vec<CertificateDer<'static>>,
+}
+
+/// Shows the certificates, never the key.
+impl fmt::Debug for IssuedCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IssuedCertificate")
+            .field("leaf", &self.leaf)
+            .field("intermediates", &self.intermediates)
+            .field("roots", &self.roots)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why an issuer did not sign.
@@ -74,4 +91,10 @@ pub trait Issuer: Send + Sync {
         &self,
         request: CertificateRequest,
     ) -> BoxFuture<'_, Result<IssuedCertificate, IssueError>>;
+
+    /// Changes whenever certificates issued before should be asked for anew ahead of their time, because the roots
+    /// that come with them are others now. `None` from an issuer that cannot tell.
+    fn renewals(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
 }

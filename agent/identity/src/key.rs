@@ -1,7 +1,7 @@
-//! A workload's private key: made here, never written, wiped when dropped.
+//! A workload's private key: made here or by the issuer, never written, wiped when dropped.
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 use rustls::{
-    crypto::aws_lc_rs::sign::any_ecdsa_type,
+    crypto::aws_lc_rs::sign::any_supported_type,
     pki_types::{CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer},
     sign::SigningKey,
 };
@@ -18,12 +18,17 @@ pub enum KeyError {
     /// The request could not be encoded.
     #[error("cannot make a signing request for {0}: {1}")]
     Request(Identity, rcgen::Error),
+    /// The issuer's key cannot be read.
+    #[error(
+        "the issuer sent no usable key for {0}: {1}; it must be ECDSA, Ed25519 or RSA as PKCS #8"
+    )]
+    Import(Identity, rcgen::Error),
     /// rustls does not take the key.
     #[error("cannot use the key pair of {0} for TLS: {1}")]
     Load(Identity, rustls::Error),
 }
 
-/// An ECDSA P-256 key pair of one workload identity.
+/// A key pair of one workload identity: ECDSA P-256, or whatever an issuer that makes keys has chosen.
 ///
 /// It has no `Debug`, so that it cannot reach a log.
 pub struct WorkloadKey {
@@ -39,6 +44,19 @@ impl WorkloadKey {
     pub fn generate(identity: &Identity) -> Result<Self, KeyError> {
         let pair =
             KeyPair::generate().map_err(|error| KeyError::Generate(identity.clone(), error))?;
+        Ok(Self {
+            identity: identity.clone(),
+            pair,
+        })
+    }
+
+    /// Takes a key pair that the issuer made for `identity`, as PKCS #8.
+    ///
+    /// # Errors
+    /// When it is not a key of a kind that TLS uses.
+    pub fn from_pkcs8(identity: &Identity, der: PrivatePkcs8KeyDer<'_>) -> Result<Self, KeyError> {
+        let pair = KeyPair::try_from(&PrivateKeyDer::Pkcs8(der))
+            .map_err(|error| KeyError::Import(identity.clone(), error))?;
         Ok(Self {
             identity: identity.clone(),
             pair,
@@ -64,7 +82,7 @@ impl WorkloadKey {
     /// When rustls does not take the key.
     pub fn signing_key(&self) -> Result<Arc<dyn SigningKey>, KeyError> {
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pair.serialized_der()));
-        any_ecdsa_type(&der).map_err(|error| KeyError::Load(self.identity.clone(), error))
+        any_supported_type(&der).map_err(|error| KeyError::Load(self.identity.clone(), error))
     }
 }
 

@@ -10,6 +10,7 @@ use rcgen::{
 };
 use rustls_pki_types::CertificateDer;
 use undermesh_model::TrustDomain;
+use zeroize::Zeroizing;
 
 use crate::{
     certificate::{self, Certificate, CertificateError},
@@ -25,13 +26,13 @@ pub const BACKDATE: Duration = Duration::from_secs(60);
 /// The key of a root that is made here.
 pub(crate) const ROOT_KEY: &str = "root-key.pem";
 /// The roots: of a root that is made here, and of a plugged-in intermediate.
-pub(crate) const ROOT_CERTIFICATE: &str = "root-cert.pem";
+pub const ROOT_CERTIFICATE: &str = "root-cert.pem";
 /// The key of an intermediate in the form of Istio's `cacerts` secret.
-pub(crate) const CA_KEY: &str = "ca-key.pem";
+pub const CA_KEY: &str = "ca-key.pem";
 /// Its certificate.
-pub(crate) const CA_CERTIFICATE: &str = "ca-cert.pem";
+pub const CA_CERTIFICATE: &str = "ca-cert.pem";
 /// What leads from it to the roots, if more than itself.
-pub(crate) const CHAIN: &str = "cert-chain.pem";
+pub const CHAIN: &str = "cert-chain.pem";
 
 /// Why a CA's files cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +77,43 @@ pub enum MaterialError {
     Root(#[from] rcgen::Error),
 }
 
+/// A CA as PEM, wherever it is kept, under the names that Istio's `cacerts` secret gives the parts.
+pub struct CaParts {
+    /// Where it is kept, as messages name it: a directory, or `Secret <namespace>/<name>`.
+    pub place: PathBuf,
+    /// `ca-key.pem`: the key that signs.
+    pub key: Zeroizing<Vec<u8>>,
+    /// `ca-cert.pem`: its certificate.
+    pub certificate: Vec<u8>,
+    /// `cert-chain.pem`: what leads from it to a root, if more than itself.
+    pub chain: Option<Vec<u8>>,
+    /// `root-cert.pem`: all roots that peers are judged by.
+    pub roots: Vec<u8>,
+}
+
+/// A root that was just made, as PEM.
+pub struct NewRoot {
+    /// Its key.
+    pub key: Zeroizing<String>,
+    /// Its certificate.
+    pub certificate: String,
+}
+
+impl NewRoot {
+    /// Makes a root for `trust_domain` that holds for [`ROOT_LIFETIME`].
+    ///
+    /// # Errors
+    /// When the cryptographic library fails.
+    pub fn make(trust_domain: &TrustDomain, now: SystemTime) -> Result<Self, MaterialError> {
+        let key = KeyPair::generate()?;
+        let certificate = self_signed(&key, trust_domain, now)?.pem();
+        Ok(Self {
+            key: Zeroizing::new(key.serialize_pem()),
+            certificate,
+        })
+    }
+}
+
 /// The files of a CA, read and checked one by one.
 pub(crate) struct Material {
     pub(crate) key: KeyPair,
@@ -99,25 +137,41 @@ impl Material {
     }
 
     fn read_intermediate(directory: &Path) -> Result<Self, MaterialError> {
-        let files = PairFiles {
-            directory,
+        let missing = |name: &str, beside| MaterialError::Missing {
+            path: directory.join(name),
+            beside,
+        };
+        let read = |name| store::read_certificates(&directory.join(name));
+        Self::parse(&CaParts {
+            place: directory.to_owned(),
+            key: store::read_key(&directory.join(CA_KEY))?
+                .ok_or_else(|| missing(CA_KEY, CA_CERTIFICATE))?,
+            certificate: read(CA_CERTIFICATE)?.ok_or_else(|| missing(CA_CERTIFICATE, CA_KEY))?,
+            chain: read(CHAIN)?,
+            roots: read(ROOT_CERTIFICATE)?
+                .ok_or_else(|| missing(ROOT_CERTIFICATE, CA_CERTIFICATE))?,
+        })
+    }
+
+    /// Reads a CA that somebody keeps as PEM.
+    pub(crate) fn parse(parts: &CaParts) -> Result<Self, MaterialError> {
+        let pair = Pair {
+            place: &parts.place,
             key: CA_KEY,
             certificate: CA_CERTIFICATE,
         };
-        let key = files.read_key()?;
-        let certificate = files.certificate_of(&key, &files.read_certificates()?)?;
-        let roots = read_certificates(directory, ROOT_CERTIFICATE)?.ok_or_else(|| {
-            MaterialError::Missing {
-                path: directory.join(ROOT_CERTIFICATE),
-                beside: CA_CERTIFICATE,
-            }
-        })?;
-        let chain = read_certificates(directory, CHAIN)?.unwrap_or_default();
+        let at = |name: &str| parts.place.join(name);
+        let key = pair.parse_key(&parts.key)?;
+        let candidates = parse_certificates(at(CA_CERTIFICATE), &parts.certificate)?;
+        let chain = match &parts.chain {
+            Some(chain) if !chain.trim_ascii().is_empty() => parse_certificates(at(CHAIN), chain)?,
+            _ => Vec::new(),
+        };
         Ok(Self {
+            certificate: pair.certificate_of(&key, &candidates)?,
+            roots: parse_certificates(at(ROOT_CERTIFICATE), &parts.roots)?,
             key,
-            certificate,
             chain,
-            roots,
         })
     }
 
@@ -140,21 +194,29 @@ impl Material {
                     beside: ROOT_CERTIFICATE,
                 });
             }
-            let pem = zeroize::Zeroizing::new(KeyPair::generate()?.serialize_pem());
+            let pem = Zeroizing::new(KeyPair::generate()?.serialize_pem());
             store::publish(&key_path, pem.as_bytes(), Secrecy::Key)?;
         }
-        let files = PairFiles {
-            directory,
+        let missing = |path: &Path, beside| MaterialError::Missing {
+            path: path.to_owned(),
+            beside,
+        };
+        let pair = Pair {
+            place: directory,
             key: ROOT_KEY,
             certificate: ROOT_CERTIFICATE,
         };
-        let key = files.read_key()?;
+        let content =
+            store::read_key(&key_path)?.ok_or_else(|| missing(&key_path, ROOT_CERTIFICATE))?;
+        let key = pair.parse_key(&content)?;
         if store::read_certificates(&certificate_path)?.is_none() {
             let pem = self_signed(&key, trust_domain, now)?.pem();
             store::publish(&certificate_path, pem.as_bytes(), Secrecy::Certificate)?;
         }
-        let roots = files.read_certificates()?;
-        let certificate = files.certificate_of(&key, &roots)?;
+        let content = store::read_certificates(&certificate_path)?
+            .ok_or_else(|| missing(&certificate_path, ROOT_KEY))?;
+        let roots = parse_certificates(certificate_path, &content)?;
+        let certificate = pair.certificate_of(&key, &roots)?;
         Ok(Self {
             key,
             certificate,
@@ -196,33 +258,21 @@ impl Material {
     }
 }
 
-/// A key and its certificate in one directory, under whatever names.
-struct PairFiles<'a> {
-    directory: &'a Path,
+/// A key and its certificate in one place, under whatever names.
+struct Pair<'a> {
+    place: &'a Path,
     key: &'static str,
     certificate: &'static str,
 }
 
-impl PairFiles<'_> {
-    fn read_key(&self) -> Result<KeyPair, MaterialError> {
-        let path = self.directory.join(self.key);
-        let Some(content) = store::read_key(&path)? else {
-            return Err(MaterialError::Missing {
-                path,
-                beside: self.certificate,
-            });
-        };
-        let parsed = std::str::from_utf8(&content)
+impl Pair<'_> {
+    fn parse_key(&self, content: &[u8]) -> Result<KeyPair, MaterialError> {
+        let parsed = std::str::from_utf8(content)
             .map_err(|_| rcgen::Error::CouldNotParseKeyPair)
             .and_then(KeyPair::from_pem);
-        parsed.map_err(|error| MaterialError::Key { path, error })
-    }
-
-    fn read_certificates(&self) -> Result<Vec<CertificateDer<'static>>, MaterialError> {
-        let path = self.directory.join(self.certificate);
-        read_certificates(self.directory, self.certificate)?.ok_or(MaterialError::Missing {
-            path,
-            beside: self.key,
+        parsed.map_err(|error| MaterialError::Key {
+            path: self.place.join(self.key),
+            error,
         })
     }
 
@@ -233,7 +283,7 @@ impl PairFiles<'_> {
         candidates: &[CertificateDer<'static>],
     ) -> Result<Certificate, MaterialError> {
         let unreadable = |error| MaterialError::Certificate {
-            path: self.directory.join(self.certificate),
+            path: self.place.join(self.certificate),
             error,
         };
         for candidate in candidates {
@@ -244,23 +294,17 @@ impl PairFiles<'_> {
             }
         }
         Err(MaterialError::Mismatch {
-            path: self.directory.join(self.key),
+            path: self.place.join(self.key),
             certificate: self.certificate,
         })
     }
 }
 
-fn read_certificates(
-    directory: &Path,
-    name: &str,
-) -> Result<Option<Vec<CertificateDer<'static>>>, MaterialError> {
-    let path = directory.join(name);
-    let Some(content) = store::read_certificates(&path)? else {
-        return Ok(None);
-    };
-    let certificates = certificate::parse_pem(&content)
-        .map_err(|error| MaterialError::Certificate { path, error })?;
-    Ok(Some(certificates))
+fn parse_certificates(
+    path: PathBuf,
+    content: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, MaterialError> {
+    certificate::parse_pem(content).map_err(|error| MaterialError::Certificate { path, error })
 }
 
 pub(crate) fn self_signed(

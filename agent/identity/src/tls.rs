@@ -109,7 +109,7 @@ pub struct WorkloadCertificate {
 }
 
 impl WorkloadCertificate {
-    /// Joins what was issued with the key that it was issued for.
+    /// Joins what was issued with the key that it was issued for: `key`, unless the issuer made another.
     ///
     /// # Errors
     /// When the leaf does not carry `identity`, is not for `key`, or does not chain to the roots now.
@@ -130,6 +130,7 @@ impl WorkloadCertificate {
             &root_store,
             clock.now(),
         )?;
+        let key = issued.key.as_deref().unwrap_or(key);
         let certified = certified_key(&identity, &leaf, &issued.intermediates, key)?;
         let resolver = Arc::new(SingleCertAndKey::from(certified));
         Ok(Self {

@@ -1,9 +1,16 @@
 //! The `baggage` header: how the two ends of a tunnel describe their workloads to each other.
 //!
 //! Source: W3C Baggage, and the keys that Istio's ztunnel uses, which are OpenTelemetry's.
-use std::fmt::{self, Write};
+use std::{
+    fmt::{self, Write},
+    sync::Arc,
+};
 
-use crate::workload::{Workload, WorkloadKind};
+use crate::{
+    identity::Identity,
+    locality::Locality,
+    workload::{DEFAULT_CAPACITY, Health, NetworkMode, Tunnel, Workload, WorkloadKind},
+};
 
 /// Longest header value that is read, in bytes.
 pub const MAX_BAGGAGE_BYTES: usize = 4096;
@@ -62,6 +69,41 @@ impl Baggage {
             }
         }
         Ok(baggage)
+    }
+
+    /// The workload as it describes itself, under the identity that it proved; good for labels alone. Its
+    /// namespace is the identity's, whatever it says.
+    pub fn into_workload(self, identity: &Identity, network: &str) -> Workload {
+        let name: Arc<str> = self.workload_name.into();
+        Workload {
+            uid: Arc::default(),
+            name: Arc::clone(&name),
+            namespace: Arc::clone(&identity.namespace),
+            addresses: Vec::new(),
+            network: network.into(),
+            tunnel: Tunnel::Hbone,
+            identity: identity.clone(),
+            node: Arc::default(),
+            canonical_name: self.canonical_name.into(),
+            canonical_revision: self.canonical_revision.into(),
+            workload_name: name,
+            workload_kind: self.workload_kind,
+            locality: Locality {
+                region: self.region.into(),
+                zone: self.zone.into(),
+                subzone: Arc::default(),
+            },
+            health: Health::default(),
+            cluster: self.cluster.into(),
+            policies: Vec::new(),
+            hostname: Arc::default(),
+            network_mode: NetworkMode::default(),
+            capacity: DEFAULT_CAPACITY,
+            waypoint: None,
+            network_gateway: None,
+            application_tunnel: None,
+            native_tunnel: false,
+        }
     }
 
     fn set(&mut self, key: &str, text: String) {
@@ -203,6 +245,23 @@ mod tests {
         };
         assert_eq!(Baggage::from(&web).to_string(), WRITTEN);
         assert_eq!(Baggage::parse(WRITTEN), Ok(Baggage::from(&web)));
+    }
+
+    #[test]
+    fn a_described_workload_says_of_itself_what_it_was_told_but_not_its_namespace() {
+        let identity = crate::fixture::identity("bank", "teller");
+        let described = Baggage::parse(WRITTEN)
+            .unwrap()
+            .into_workload(&identity, "west");
+        let expected = Baggage {
+            namespace: "bank".into(),
+            ..Baggage::parse(WRITTEN).unwrap()
+        };
+        assert_eq!(Baggage::from(&described), expected);
+        assert_eq!(
+            (described.identity, &*described.network),
+            (identity, "west")
+        );
     }
 
     #[test]

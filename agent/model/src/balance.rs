@@ -1,8 +1,10 @@
 //! Endpoint choice: what is known of each workload's load and health, and power of two choices by open connections.
 use std::{
+    cmp::Ordering,
+    num::NonZeroU32,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering as Memory},
     },
     time::{Duration, Instant},
 };
@@ -36,13 +38,13 @@ pub struct Load {
 impl Load {
     /// Counts a connection as open until the guard is dropped.
     pub fn opened(self: &Arc<Self>) -> OpenConnection {
-        self.open.fetch_add(1, Ordering::Relaxed);
+        self.open.fetch_add(1, Memory::Relaxed);
         OpenConnection(Arc::clone(self))
     }
 
     /// Connections that are open now.
     pub fn open(&self) -> u32 {
-        self.open.load(Ordering::Relaxed)
+        self.open.load(Memory::Relaxed)
     }
 
     /// Reports that no connection could be made: the workload is avoided for a while, twice as long
@@ -50,24 +52,24 @@ impl Load {
     /// and count once.
     pub fn failed(&self, now: Instant) {
         let now = self.elapsed(*self.first_failure.get_or_init(|| now), now);
-        let until = self.avoided_until.load(Ordering::Acquire);
+        let until = self.avoided_until.load(Memory::Acquire);
         if now < until {
             return;
         }
-        let next = now + avoidance(self.failures.load(Ordering::Relaxed));
+        let next = now + avoidance(self.failures.load(Memory::Relaxed));
         let swap =
             self.avoided_until
-                .compare_exchange(until, next, Ordering::AcqRel, Ordering::Acquire);
+                .compare_exchange(until, next, Memory::AcqRel, Memory::Acquire);
         if swap.is_ok() {
-            self.failures.fetch_add(1, Ordering::Relaxed);
+            self.failures.fetch_add(1, Memory::Relaxed);
         }
     }
 
     /// Reports that a connection was made: all failures are forgotten.
     pub fn succeeded(&self) {
-        if self.failures.load(Ordering::Relaxed) != 0 {
-            self.failures.store(0, Ordering::Relaxed);
-            self.avoided_until.store(0, Ordering::Release);
+        if self.failures.load(Memory::Relaxed) != 0 {
+            self.failures.store(0, Memory::Relaxed);
+            self.avoided_until.store(0, Memory::Release);
         }
     }
 
@@ -75,7 +77,7 @@ impl Load {
     pub fn avoided(&self, now: Instant) -> bool {
         match self.first_failure.get() {
             None => false,
-            Some(first) => self.elapsed(*first, now) < self.avoided_until.load(Ordering::Acquire),
+            Some(first) => self.elapsed(*first, now) < self.avoided_until.load(Memory::Acquire),
         }
     }
 
@@ -90,7 +92,7 @@ pub struct OpenConnection(Arc<Load>);
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.open.fetch_sub(1, Memory::Relaxed);
     }
 }
 
@@ -103,42 +105,106 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Picks a candidate that `fits`, by power of two choices: of two random ones the one with less `load`.
-///
-/// The cost does not depend on the number of candidates, unless nearly all of them do not fit.
-/// `None` when none fits.
-pub(crate) fn choose<'a, T>(
-    candidates: &'a [T],
-    fits: impl Fn(&T) -> bool,
-    load: impl Fn(&T) -> u32,
+/// What may be chosen: its share of the connections, and how many it has.
+pub(crate) trait Choosable {
+    /// Its share, relative to others.
+    fn weight(&self) -> NonZeroU32;
+
+    /// Connections that are open now.
+    fn open(&self) -> u32;
+}
+
+impl<T: Choosable> Choosable for Arc<T> {
+    fn weight(&self) -> NonZeroU32 {
+        (**self).weight()
+    }
+
+    fn open(&self) -> u32 {
+        (**self).open()
+    }
+}
+
+/// Candidates, ready to be drawn by their weights.
+pub(crate) struct Lots<T> {
+    candidates: Vec<T>,
+    /// Running sums of the weights; `None` where all weigh the same.
+    sums: Option<Box<[u64]>>,
+}
+
+impl<T: Choosable> Lots<T> {
+    pub(crate) fn new(candidates: Vec<T>) -> Self {
+        let weights = || candidates.iter().map(|candidate| candidate.weight());
+        let sum = |total: &mut u64, weight: NonZeroU32| {
+            *total += u64::from(weight.get());
+            Some(*total)
+        };
+        let sums = (weights().min() != weights().max()).then(|| weights().scan(0, sum).collect());
+        Self { candidates, sums }
+    }
+
+    /// Picks a candidate that `fits`, by power of two choices: of two drawn by weight the one that has fewer
+    /// connections for its weight.
+    ///
+    /// The cost does not depend on the number of candidates, but for the logarithm where weights differ, and
+    /// unless nearly all of them do not fit. `None` when none fits.
+    pub(crate) fn choose(&self, fits: impl Fn(&T) -> bool, rng: &mut impl Rng) -> Option<&T> {
+        if self.candidates.len() > FEW {
+            let mut drawn = (0..FEW)
+                .filter_map(|_| self.draw(rng))
+                .filter(|candidate| fits(candidate));
+            if let Some(first) = drawn.next() {
+                let second = drawn
+                    .find(|other| !std::ptr::eq(*other, first))
+                    .unwrap_or(first);
+                return Some(match busier(second, first) {
+                    Ordering::Less => second,
+                    _ => first,
+                });
+            }
+        }
+        least(self.candidates.iter().filter(|one| fits(one)), rng)
+    }
+
+    fn draw(&self, rng: &mut impl Rng) -> Option<&T> {
+        let index = match &self.sums {
+            None => rng.random_range(0..self.candidates.len()),
+            Some(sums) => {
+                let lot = rng.random_range(0..*sums.last()?);
+                sums.partition_point(|sum| *sum <= lot)
+            }
+        };
+        self.candidates.get(index)
+    }
+}
+
+/// The candidate with the fewest connections for its weight; of equals one by weight, so that connections
+/// which end at once are shared by weight too.
+fn least<'a, T: Choosable>(
+    mut candidates: impl Iterator<Item = &'a T>,
     rng: &mut impl Rng,
 ) -> Option<&'a T> {
-    if candidates.is_empty() {
-        return None;
-    }
-    let start = rng.random_range(0..candidates.len());
-    if candidates.len() > FEW {
-        let mut drawn = (0..FEW)
-            .map(|_| &candidates[rng.random_range(0..candidates.len())])
-            .filter(|candidate| fits(candidate));
-        if let Some(first) = drawn.next() {
-            let second = drawn
-                .find(|other| !std::ptr::eq(*other, first))
-                .unwrap_or(first);
-            return Some(if load(second) < load(first) {
-                second
-            } else {
-                first
-            });
+    let weight = |one: &T| u64::from(one.weight().get());
+    let mut best = candidates.next()?;
+    let mut equals = weight(best);
+    for other in candidates {
+        match busier(other, best) {
+            Ordering::Less => (best, equals) = (other, weight(other)),
+            Ordering::Equal => {
+                equals += weight(other);
+                if rng.random_range(0..equals) < weight(other) {
+                    best = other;
+                }
+            }
+            Ordering::Greater => {}
         }
     }
-    // From a random start, so that equals are taken equally often.
-    let (before, after) = candidates.split_at(start);
-    after
-        .iter()
-        .chain(before)
-        .filter(|candidate| fits(candidate))
-        .min_by_key(|candidate| load(candidate))
+    Some(best)
+}
+
+/// Compares connections for each unit of weight, without dividing.
+fn busier<T: Choosable>(one: &T, other: &T) -> Ordering {
+    let load = |of: &T, beside: &T| u64::from(of.open()) * u64::from(beside.weight().get());
+    load(one, other).cmp(&load(other, one))
 }
 
 #[cfg(test)]
@@ -198,29 +264,63 @@ mod tests {
         assert!(!load.avoided(now + seconds(2) + SHORTEST_AVOIDANCE));
     }
 
+    /// A candidate with a weight and its connections.
+    #[derive(Clone, Debug)]
+    struct Server {
+        index: usize,
+        weight: u32,
+        open: Cell<u32>,
+    }
+
+    impl Choosable for Server {
+        fn weight(&self) -> NonZeroU32 {
+            NonZeroU32::new(self.weight).unwrap()
+        }
+
+        fn open(&self) -> u32 {
+            self.open.get()
+        }
+    }
+
+    fn servers(weights: impl IntoIterator<Item = u32>) -> Lots<Server> {
+        let server = |(index, weight)| Server {
+            index,
+            weight,
+            open: Cell::new(0),
+        };
+        Lots::new(weights.into_iter().enumerate().map(server).collect())
+    }
+
+    /// How often each is chosen when connections end at once.
+    fn counts(lots: &Lots<Server>, choices: u32) -> Vec<u32> {
+        let (mut rng, mut counts) = (StdRng::seed_from_u64(7), vec![0; lots.candidates.len()]);
+        for _ in 0..choices {
+            counts[lots.choose(|_| true, &mut rng).unwrap().index] += 1;
+        }
+        counts
+    }
+
     #[test]
     fn a_choice_among_ten_thousand_looks_at_a_handful() {
-        let candidates: Vec<u32> = (0..10_000).collect();
-        let mut rng = StdRng::seed_from_u64(1);
-        for _ in 0..100 {
-            let looked = Cell::new(0);
-            let fits = |_: &u32| {
-                looked.set(looked.get() + 1);
-                true
-            };
-            assert!(choose(&candidates, fits, |_| 0, &mut rng).is_some());
-            assert!(looked.get() <= FEW);
+        for heaviest in [1, 5] {
+            let lots = servers((0..10_000).map(|index| 1 + index % heaviest));
+            let mut rng = StdRng::seed_from_u64(1);
+            for _ in 0..100 {
+                let looked = Cell::new(0);
+                let fits = |_: &Server| {
+                    looked.set(looked.get() + 1);
+                    true
+                };
+                assert!(lots.choose(fits, &mut rng).is_some());
+                assert!(looked.get() <= FEW);
+            }
         }
     }
 
     #[test]
     fn equal_candidates_are_chosen_about_equally_often() {
         for size in [2, 5, FEW, 40] {
-            let candidates: Vec<usize> = (0..size).collect();
-            let (mut rng, mut counts) = (StdRng::seed_from_u64(7), vec![0u32; size]);
-            for _ in 0..1000 * size {
-                counts[*choose(&candidates, |_| true, |_| 0, &mut rng).unwrap()] += 1;
-            }
+            let counts = counts(&servers(vec![1; size]), 1000 * size as u32);
             assert!(
                 counts.iter().all(|count| (800..1200).contains(count)),
                 "{counts:?}"
@@ -229,25 +329,47 @@ mod tests {
     }
 
     #[test]
-    fn connections_that_stay_open_spread_evenly() {
-        let candidates: Vec<Cell<u32>> = vec![Cell::new(0); 100];
-        let mut rng = StdRng::seed_from_u64(3);
-        for _ in 0..10_000 {
-            let chosen = choose(&candidates, |_| true, Cell::get, &mut rng).unwrap();
-            chosen.set(chosen.get() + 1);
+    fn short_connections_are_shared_by_weight() {
+        for size in [2, FEW, 40] {
+            let weights: Vec<u32> = (0..size).map(|index| 1 + 2 * (index as u32 % 2)).collect();
+            let total: u32 = weights.iter().sum();
+            let counts = counts(&servers(weights.clone()), 1000 * total);
+            for (count, weight) in counts.iter().zip(weights) {
+                assert!((800..1200).contains(&(count / weight)), "{counts:?}");
+            }
         }
-        let most = candidates.iter().map(Cell::get).max();
-        assert!(
-            most < Some(110),
-            "of 100 on average the busiest has {most:?}"
-        );
+    }
+
+    #[test]
+    fn connections_that_stay_open_spread_evenly_by_weight() {
+        for weights in [vec![1; 100], [3, 1, 2, 2].repeat(25), vec![1, 3]] {
+            let lots = servers(weights);
+            let total: u32 = lots.candidates.iter().map(|server| server.weight).sum();
+            let mut rng = StdRng::seed_from_u64(3);
+            for _ in 0..100 * total {
+                let chosen = lots.choose(|_| true, &mut rng).unwrap();
+                chosen.open.set(chosen.open.get() + 1);
+            }
+            let busiest = lots.candidates.iter().map(|it| it.open.get() / it.weight);
+            let busiest = busiest.max();
+            assert!(
+                busiest < Some(110),
+                "of 100 on average for each unit the busiest has {busiest:?}"
+            );
+        }
     }
 
     proptest! {
         #[test]
-        fn a_choice_fits_and_is_made_when_one_does(fitting in prop::collection::vec(any::<bool>(), 0..60), seed: u64) {
-            let chosen = choose(&fitting, |fits| *fits, |_| 0, &mut StdRng::seed_from_u64(seed));
-            prop_assert_eq!(chosen.copied(), fitting.contains(&true).then_some(true));
+        fn a_choice_fits_and_is_made_when_one_does(
+            servers_fitting in prop::collection::vec((any::<bool>(), 1..9u32), 0..60),
+            seed: u64,
+        ) {
+            let lots = servers(servers_fitting.iter().map(|(_, weight)| *weight));
+            let fits = |server: &Server| servers_fitting[server.index].0;
+            let chosen = lots.choose(fits, &mut StdRng::seed_from_u64(seed));
+            let possible = servers_fitting.iter().any(|(fits, _)| *fits);
+            prop_assert_eq!(chosen.map(fits), possible.then_some(true));
         }
     }
 }

@@ -1,8 +1,9 @@
 //! A service ready to be asked: its endpoints for each port, grouped by place when the snapshot is built,
 //! so that a choice costs the same whatever the number of endpoints.
 use std::{
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    num::NonZeroU32,
     sync::Arc,
     time::Instant,
 };
@@ -10,9 +11,9 @@ use std::{
 use rand::Rng;
 
 use crate::{
-    balance::{Load, choose},
+    balance::{Choosable, Load, Lots},
     identity::Identity,
-    route::Destination,
+    route::{HBONE_PORT, Refusal},
     service::{HealthPolicy, Preference, Scope, Service, ServiceEndpoint, ServicePort},
     workload::{Health, Workload},
 };
@@ -26,11 +27,16 @@ pub(crate) struct Member {
     pub(crate) identity: Arc<[Identity]>,
 }
 
+/// Workloads by uid.
+pub(crate) type Members = HashMap<Arc<str>, Arc<Member>>;
+
 /// A service with its endpoints.
 pub(crate) struct Front {
     pub(crate) service: Arc<Service>,
+    /// What the mesh knew of each endpoint, in the order of [`Service::endpoints`].
+    joined: Box<[Option<Arc<Member>>]>,
     scopes: Vec<Scope>,
-    ports: HashMap<u16, HashMap<Arc<str>, Pool>>,
+    ports: HashMap<u16, Port>,
 }
 
 /// What a choice depends on beside the service.
@@ -48,52 +54,108 @@ pub(crate) struct Wish<'a> {
 
 impl Front {
     /// Joins a service with those of its endpoints that may serve.
-    pub(crate) fn new(service: &Arc<Service>, members: &HashMap<Arc<str>, Arc<Member>>) -> Self {
-        let endpoints = eligible(service, members);
-        let scopes = scopes(&service.preference);
-        // Of two entries for one port the first counts, as in `Service::port`.
-        let listed = service.ports.iter().rev();
-        let ports = listed
-            .map(|port| (port.port, pools(port, &endpoints, &scopes)))
+    pub(crate) fn new(service: &Arc<Service>, members: &Members) -> Self {
+        let listed = service.endpoints.iter();
+        let joined: Box<[_]> = listed
+            .map(|endpoint| members.get(&endpoint.workload).cloned())
             .collect();
+        let endpoints = eligible(service, &joined);
+        let scopes = scopes(&service.preference);
+        let ports = ports(service, &endpoints, &scopes);
         Self {
             service: Arc::clone(service),
+            joined,
             scopes,
             ports,
         }
     }
 
-    /// Chooses an endpoint on the source's network for a port that the service lists.
+    /// Whether [`Self::new`] would come to the same.
+    pub(crate) fn is_current(&self, service: &Arc<Service>, members: &Members) -> bool {
+        let mut joined = service.endpoints.iter().zip(&self.joined);
+        Arc::ptr_eq(service, &self.service)
+            && joined.all(
+                |(endpoint, joined)| match (members.get(&endpoint.workload), joined) {
+                    (Some(member), Some(joined)) => Arc::ptr_eq(member, joined),
+                    (member, joined) => member.is_none() && joined.is_none(),
+                },
+            )
+    }
+
+    /// Whether a workload is one of the endpoints.
+    pub(crate) fn holds(&self, uid: &str) -> bool {
+        let mut endpoints = self.service.endpoints.iter();
+        endpoints.any(|endpoint| &*endpoint.workload == uid)
+    }
+
+    /// Chooses an endpoint on the source's network.
     ///
     /// Endpoints that failed lately come last, but before none: first the nearest that did not fail,
     /// then those farther away that the preference admits, then the nearest that failed.
+    ///
+    /// # Errors
+    /// When the service has no such port, or nothing (more) to offer on it.
     pub(crate) fn choose(
         &self,
         port: u16,
         wish: &Wish<'_>,
         rng: &mut impl Rng,
-    ) -> Option<Destination> {
-        let pool = self.ports.get(&port)?.get(&wish.source.network)?;
+    ) -> Result<&Arc<Candidate>, Refusal> {
+        let service = || Arc::clone(&self.service.hostname);
+        let Some(listed) = self.ports.get(&port) else {
+            let service = service();
+            return Err(Refusal::NoPort { service, port });
+        };
+        let here = listed.pools.get(&wish.source.network);
+        if let Some(chosen) = here.and_then(|pool| self.pick(pool, wish, rng)) {
+            return Ok(chosen);
+        }
+        let mut beyond = listed.beyond.iter();
+        Err(
+            match beyond.find(|network| **network != wish.source.network) {
+                Some(network) => Refusal::OtherNetwork {
+                    service: service(),
+                    network: Arc::clone(network),
+                },
+                None => Refusal::NoEndpoint {
+                    service: service(),
+                    port,
+                },
+            },
+        )
+    }
+
+    fn pick<'a>(
+        &self,
+        pool: &'a Pool,
+        wish: &Wish<'_>,
+        rng: &mut impl Rng,
+    ) -> Option<&'a Arc<Candidate>> {
         let circles = self.circles(pool, wish.source);
-        let untried = |candidate: &Candidate| !wish.tried.contains(&candidate.member.workload.uid);
-        let well =
-            |candidate: &Candidate| untried(candidate) && !candidate.member.load.avoided(wish.now);
-        let chosen = circles
+        let untried =
+            |candidate: &Arc<Candidate>| !wish.tried.contains(&candidate.member.workload.uid);
+        let well = |candidate: &Arc<Candidate>| {
+            untried(candidate) && !candidate.member.load.avoided(wish.now)
+        };
+        circles
             .iter()
-            .find_map(|circle| pick(circle, well, rng))
-            .or_else(|| circles.iter().find_map(|circle| pick(circle, untried, rng)))?;
-        chosen.destination(&self.service, wish.address)
+            .find_map(|circle| circle.choose(well, rng))
+            .or_else(|| {
+                circles
+                    .iter()
+                    .find_map(|circle| circle.choose(untried, rng))
+            })
     }
 
     /// The circles that a source may choose from, nearest first.
-    fn circles<'a>(&self, outermost: &'a Pool, source: &Workload) -> Vec<&'a [Arc<Candidate>]> {
-        let mut circles: Vec<&[Arc<Candidate>]> = vec![&outermost.members];
+    fn circles<'a>(&self, outermost: &'a Pool, source: &Workload) -> Vec<&'a Lots<Arc<Candidate>>> {
+        let mut circles = vec![&outermost.lots];
         let mut pool = outermost;
         for scope in &self.scopes {
             let Some(nearer) = pool.nearer.get(part(source, *scope)) else {
                 break;
             };
-            circles.push(&nearer.members);
+            circles.push(&nearer.lots);
             pool = nearer;
         }
         circles.reverse();
@@ -106,54 +168,67 @@ impl Front {
 }
 
 /// An endpoint of one service port.
-struct Candidate {
-    member: Arc<Member>,
-    port: u16,
-    expected: Arc<[Identity]>,
+pub(crate) struct Candidate {
+    pub(crate) member: Arc<Member>,
+    pub(crate) port: u16,
+    pub(crate) expected: Arc<[Identity]>,
+    weight: NonZeroU32,
 }
 
-impl Candidate {
-    fn destination(&self, service: &Arc<Service>, wanted: IpAddr) -> Option<Destination> {
-        let address = self.member.workload.address_for(wanted)?;
-        Some(Destination {
-            workload: Arc::clone(&self.member.workload),
-            service: Some(Arc::clone(service)),
-            address: SocketAddr::new(address, self.port),
-            expected: Arc::clone(&self.expected),
-            load: Arc::clone(&self.member.load),
-        })
+impl Choosable for Candidate {
+    fn weight(&self) -> NonZeroU32 {
+        self.weight
     }
+
+    fn open(&self) -> u32 {
+        self.member.load.open()
+    }
+}
+
+/// One port of a service.
+#[derive(Default)]
+struct Port {
+    /// By network, the endpoints with an address there.
+    pools: HashMap<Arc<str>, Pool>,
+    /// Networks with endpoints that only a gateway leads to.
+    beyond: BTreeSet<Arc<str>>,
 }
 
 /// The endpoints of one service port on one network, as circles around every place: the outermost holds
 /// all, each further one those that share one more scope with the place that its path names.
-#[derive(Default)]
 struct Pool {
-    members: Vec<Arc<Candidate>>,
+    lots: Lots<Arc<Candidate>>,
     nearer: HashMap<Arc<str>, Pool>,
 }
 
 impl Pool {
-    fn add(&mut self, candidate: &Arc<Candidate>, path: &[Scope]) {
-        self.members.push(Arc::clone(candidate));
+    fn new(candidates: Vec<Arc<Candidate>>, path: &[Scope]) -> Self {
+        let mut nearer = HashMap::new();
         if let [scope, inner @ ..] = path {
-            let part = Arc::clone(part(&candidate.member.workload, *scope));
-            self.nearer.entry(part).or_default().add(candidate, inner);
+            nearer = grouped(&candidates, |candidate| {
+                Arc::clone(part(&candidate.member.workload, *scope))
+            })
+            .into_iter()
+            .map(|(part, candidates)| (part, Self::new(candidates, inner)))
+            .collect();
+        }
+        Self {
+            lots: Lots::new(candidates),
+            nearer,
         }
     }
 }
 
-fn pick<'a>(
-    circle: &'a [Arc<Candidate>],
-    fits: impl Fn(&Candidate) -> bool,
-    rng: &mut impl Rng,
-) -> Option<&'a Arc<Candidate>> {
-    choose(
-        circle,
-        |candidate| fits(candidate),
-        |candidate| candidate.member.load.open(),
-        rng,
-    )
+fn grouped(
+    candidates: &[Arc<Candidate>],
+    key: impl Fn(&Candidate) -> Arc<str>,
+) -> HashMap<Arc<str>, Vec<Arc<Candidate>>> {
+    let mut groups: HashMap<Arc<str>, Vec<Arc<Candidate>>> = HashMap::new();
+    for candidate in candidates {
+        let group = groups.entry(key(candidate)).or_default();
+        group.push(Arc::clone(candidate));
+    }
+    groups
 }
 
 /// The scopes that tell endpoints apart. All candidates are on the source's network, so that scope never
@@ -182,33 +257,30 @@ fn part(workload: &Workload, scope: Scope) -> &Arc<str> {
     }
 }
 
-/// An endpoint that may serve: its member, the identities it may prove, its ports.
+/// An endpoint that may serve: its member, the identities it may prove, its share and ports.
 struct Eligible<'a> {
     member: &'a Arc<Member>,
     expected: Arc<[Identity]>,
+    weight: NonZeroU32,
     endpoint: &'a ServiceEndpoint,
 }
 
-fn eligible<'a>(
-    service: &'a Service,
-    members: &'a HashMap<Arc<str>, Arc<Member>>,
-) -> Vec<Eligible<'a>> {
-    let serves = |member: &Member| {
-        let healthy = member.workload.health == Health::Healthy
-            || service.health_policy == HealthPolicy::AllowAll;
-        healthy && !member.workload.addresses.is_empty()
+fn eligible<'a>(service: &'a Service, joined: &'a [Option<Arc<Member>>]) -> Vec<Eligible<'a>> {
+    let serves = |workload: &Workload| {
+        workload.health == Health::Healthy || service.health_policy == HealthPolicy::AllowAll
     };
-    let known = service.endpoints.iter().filter_map(|endpoint| {
-        let member = members
-            .get(&endpoint.workload)
-            .filter(|member| serves(member))?;
-        Some(Eligible {
-            member,
-            expected: expected(member, service),
-            endpoint,
+    let known = service.endpoints.iter().zip(joined);
+    known
+        .filter_map(|(endpoint, member)| {
+            let member = member.as_ref().filter(|member| serves(&member.workload))?;
+            Some(Eligible {
+                member,
+                expected: expected(member, service),
+                weight: NonZeroU32::new(member.workload.capacity)?,
+                endpoint,
+            })
         })
-    });
-    known.collect()
+        .collect()
 }
 
 fn expected(member: &Member, service: &Service) -> Arc<[Identity]> {
@@ -223,23 +295,66 @@ fn expected(member: &Member, service: &Service) -> Arc<[Identity]> {
         .collect()
 }
 
-fn pools(
-    port: &ServicePort,
+fn ports(service: &Service, endpoints: &[Eligible<'_>], scopes: &[Scope]) -> HashMap<u16, Port> {
+    let mut ports = HashMap::new();
+    let tunnelled = |eligible: &Eligible<'_>| {
+        let port = eligible.member.workload.application_port();
+        port.map(|_| HBONE_PORT)
+    };
+    // Behind an application tunnel the node proxy takes HBONE, though its service does not list the port.
+    if endpoints.iter().any(|one| tunnelled(one).is_some()) {
+        ports.insert(
+            HBONE_PORT,
+            self::port(service, endpoints, scopes, tunnelled),
+        );
+    }
+    // Of two entries for one port the first counts, as in `Service::port`.
+    for listed in service.ports.iter().rev() {
+        let target = |eligible: &Eligible<'_>| target(eligible, listed);
+        ports.insert(listed.port, port(service, endpoints, scopes, target));
+    }
+    ports
+}
+
+/// The endpoint's port; one with a port for all traffic needs no mapping.
+fn target(eligible: &Eligible<'_>, port: &ServicePort) -> Option<u16> {
+    let any = eligible.member.workload.application_port();
+    eligible
+        .endpoint
+        .target(port)
+        .or_else(|| any.map(|_| port.port))
+}
+
+fn port(
+    service: &Service,
     endpoints: &[Eligible<'_>],
     scopes: &[Scope],
-) -> HashMap<Arc<str>, Pool> {
-    let mut pools: HashMap<Arc<str>, Pool> = HashMap::new();
+    target: impl Fn(&Eligible<'_>) -> Option<u16>,
+) -> Port {
+    let mut candidates = Vec::new();
+    let mut beyond = BTreeSet::new();
     for eligible in endpoints {
-        let Some(target) = eligible.endpoint.target(port) else {
-            continue;
-        };
-        let candidate = Arc::new(Candidate {
-            member: Arc::clone(eligible.member),
-            port: target,
-            expected: Arc::clone(&eligible.expected),
-        });
-        let network = Arc::clone(&eligible.member.workload.network);
-        pools.entry(network).or_default().add(&candidate, scopes);
+        let workload = &eligible.member.workload;
+        if workload.network_gateway.is_some() {
+            beyond.insert(Arc::clone(&workload.network));
+        }
+        let mut addresses = workload.addresses.iter();
+        let reachable =
+            workload.is_named() || addresses.any(|address| service.ip_families.admit(*address));
+        if let Some(port) = target(eligible).filter(|_| reachable) {
+            candidates.push(Arc::new(Candidate {
+                member: Arc::clone(eligible.member),
+                port,
+                expected: Arc::clone(&eligible.expected),
+                weight: eligible.weight,
+            }));
+        }
     }
-    pools
+    let pools = grouped(&candidates, |candidate| {
+        Arc::clone(&candidate.member.workload.network)
+    })
+    .into_iter()
+    .map(|(network, candidates)| (network, Pool::new(candidates, scopes)))
+    .collect();
+    Port { pools, beyond }
 }

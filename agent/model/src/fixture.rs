@@ -105,9 +105,14 @@ pub(crate) fn policy(name: &str, scope: Scope, action: Action, wanted: Match) ->
 /// A mesh of workloads and services.
 pub(crate) fn mesh(workloads: &[&Workload], services: &[&Service]) -> Mesh {
     let builder = MeshBuilder {
-        workloads: workloads.iter().copied().cloned().collect(),
-        services: services.iter().copied().cloned().collect(),
+        workloads: shared(workloads),
+        services: shared(services),
         policies: Vec::new(),
     };
     builder.build(&Mesh::empty())
+}
+
+fn shared<T: Clone>(parts: &[&T]) -> Vec<Arc<T>> {
+    let parts = parts.iter().copied().cloned();
+    parts.map(Arc::new).collect()
 }

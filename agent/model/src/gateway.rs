@@ -1,5 +1,5 @@
 //! Proxies on the way to a destination: waypoints, and the gateways of other networks.
-use std::{net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +11,22 @@ pub struct Gateway {
     pub destination: GatewayDestination,
     /// The port on which it takes HBONE, 15008 as a rule.
     pub port: u16,
+}
+
+/// What it is known by: `<namespace>/<hostname>`, or its address, with its network where it has a name.
+impl fmt::Display for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.destination {
+            GatewayDestination::Hostname {
+                namespace,
+                hostname,
+            } => write!(f, "{namespace}/{hostname}"),
+            GatewayDestination::Address { network, address } if network.is_empty() => {
+                write!(f, "{address}")
+            }
+            GatewayDestination::Address { network, address } => write!(f, "{network}/{address}"),
+        }
+    }
 }
 
 /// What a gateway is known by.

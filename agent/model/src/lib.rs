@@ -21,6 +21,7 @@ pub mod policy;
 pub mod route;
 mod rulebook;
 pub mod service;
+mod waypoint;
 pub mod workload;
 
 pub use baggage::Baggage;
@@ -31,6 +32,6 @@ pub use identity::{Identity, IdentityError, TrustDomain};
 pub use locality::Locality;
 pub use mesh::{Mesh, MeshBuilder, SharedMesh};
 pub use policy::{Decision, Policy, Request, Verdict};
-pub use route::{Destination, MESH_PORTS, Refusal, Route};
+pub use route::{Destination, HBONE_PORT, MESH_PORTS, Named, Refusal, Route};
 pub use service::{Service, ServicePort};
 pub use workload::{Tunnel, Workload};

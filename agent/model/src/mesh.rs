@@ -12,8 +12,7 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 
 use crate::{
-    balance::Load,
-    endpoints::{Front, Member},
+    endpoints::{Front, Member, Members},
     network::{Network, standing},
     policy::{Policy, Request, Verdict},
     rulebook::Rulebook,
@@ -27,8 +26,10 @@ pub struct Mesh {
     workloads: Vec<Arc<Workload>>,
     services: Vec<Arc<Service>>,
     policies: Vec<Arc<Policy>>,
-    members: HashMap<Arc<str>, Arc<Member>>,
+    members: Members,
     names: HashMap<Arc<str>, HashMap<Arc<str>, Arc<Workload>>>,
+    /// By namespace and hostname.
+    fronts: HashMap<Arc<str>, HashMap<Arc<str>, Arc<Front>>>,
     hostnames: HashMap<Arc<str>, Arc<Service>>,
     networks: HashMap<Arc<str>, Network>,
     rulebook: Rulebook,
@@ -79,6 +80,16 @@ impl Mesh {
         self.hostnames.get(hostname)
     }
 
+    /// The service that a peer means by a hostname when it asks a workload in `namespace` for it: the
+    /// namespace's own, then the canonical one, where it is visible there.
+    pub fn service_meant(&self, hostname: &str, namespace: &str) -> Option<&Arc<Service>> {
+        let own = self.front_named(namespace, hostname);
+        own.map(|front| &front.service).or_else(|| {
+            self.service_named(hostname)
+                .filter(|service| service.is_visible_to(namespace))
+        })
+    }
+
     /// The policy with a key, `<namespace>/<name>`.
     pub fn policy(&self, key: &str) -> Option<&Arc<Policy>> {
         self.rulebook.policy(key)
@@ -121,13 +132,12 @@ impl Mesh {
         self.networks.get(network)?.front(address, namespace)
     }
 
-    fn add_workload(&mut self, workload: Arc<Workload>, load: Arc<Load>) {
-        let identity = Arc::from([workload.identity.clone()]);
-        let member = Arc::new(Member {
-            workload: Arc::clone(&workload),
-            load,
-            identity,
-        });
+    pub(crate) fn front_named(&self, namespace: &str, hostname: &str) -> Option<&Arc<Front>> {
+        self.fronts.get(namespace)?.get(hostname)
+    }
+
+    fn add_workload(&mut self, member: Arc<Member>) {
+        let workload = Arc::clone(&member.workload);
         self.networks
             .entry(Arc::clone(&workload.network))
             .or_default()
@@ -146,8 +156,11 @@ impl Mesh {
         self.workloads.push(workload);
     }
 
-    fn add_service(&mut self, service: &Arc<Service>) {
-        let front = Arc::new(Front::new(service, &self.members));
+    fn add_service(&mut self, service: &Arc<Service>, previous: &Mesh) {
+        let front = match previous.front_named(&service.namespace, &service.hostname) {
+            Some(front) if front.is_current(service, &self.members) => Arc::clone(front),
+            _ => Arc::new(Front::new(service, &self.members)),
+        };
         let network = self
             .networks
             .entry(Arc::clone(&service.network))
@@ -158,6 +171,10 @@ impl Mesh {
         self.hostnames
             .entry(Arc::clone(&service.hostname))
             .or_insert_with(|| Arc::clone(service));
+        self.fronts
+            .entry(Arc::clone(&service.namespace))
+            .or_default()
+            .insert(Arc::clone(&service.hostname), front);
     }
 }
 
@@ -175,21 +192,21 @@ impl fmt::Debug for Mesh {
 #[derive(Clone, Debug, Default)]
 pub struct MeshBuilder {
     /// All workloads.
-    pub workloads: Vec<Workload>,
+    pub workloads: Vec<Arc<Workload>>,
     /// All services.
-    pub services: Vec<Service>,
+    pub services: Vec<Arc<Service>>,
     /// All policies.
-    pub policies: Vec<Policy>,
+    pub policies: Vec<Arc<Policy>>,
 }
 
 impl MeshBuilder {
-    /// Builds the indices. A workload that was in `previous` with the same addresses keeps its [`Load`];
-    /// one with other addresses is another machine under the same name.
+    /// Builds the indices. A workload that was in `previous` with the same addresses keeps its [`crate::Load`];
+    /// one with other addresses is another machine under the same name. A part that is the very same [`Arc`]
+    /// as in `previous` costs little.
     pub fn build(self, previous: &Mesh) -> Mesh {
         let mut mesh = Mesh::empty();
-        for workload in unique(self.workloads, |workload| workload.uid.to_string()) {
-            let load = carried(previous, &workload);
-            mesh.add_workload(workload, load);
+        for workload in unique(self.workloads, |workload| Arc::clone(&workload.uid)) {
+            mesh.add_workload(carried(previous, workload));
         }
         mesh.services = unique(self.services, Service::key);
         let (canonical, others): (Vec<_>, Vec<_>) = mesh
@@ -198,7 +215,7 @@ impl MeshBuilder {
             .cloned()
             .partition(|service| service.canonical);
         for service in canonical.iter().chain(&others) {
-            mesh.add_service(service);
+            mesh.add_service(service, previous);
         }
         mesh.policies = unique(self.policies, Policy::key);
         mesh.rulebook = Rulebook::new(mesh.policies.iter());
@@ -206,18 +223,29 @@ impl MeshBuilder {
     }
 }
 
-fn unique<T>(parts: Vec<T>, key: impl Fn(&T) -> String) -> Vec<Arc<T>> {
-    let by_key: BTreeMap<String, T> = parts.into_iter().map(|part| (key(&part), part)).collect();
-    by_key.into_values().map(Arc::new).collect()
+fn unique<T, K: Ord>(parts: Vec<Arc<T>>, key: impl Fn(&T) -> K) -> Vec<Arc<T>> {
+    let by_key: BTreeMap<K, Arc<T>> = parts.into_iter().map(|part| (key(&part), part)).collect();
+    by_key.into_values().collect()
 }
 
-fn carried(previous: &Mesh, workload: &Workload) -> Arc<Load> {
-    let same = previous.members.get(&workload.uid).filter(|member| {
+/// The workload's member, with what is to outlive the snapshot.
+fn carried(previous: &Mesh, workload: Arc<Workload>) -> Arc<Member> {
+    let known = previous.members.get(&workload.uid);
+    if let Some(member) = known.filter(|member| Arc::ptr_eq(&member.workload, &workload)) {
+        return Arc::clone(member);
+    }
+    let same = known.filter(|member| {
         member.workload.addresses == workload.addresses
+            && member.workload.hostname == workload.hostname
             && member.workload.network == workload.network
     });
-    same.map(|member| Arc::clone(&member.load))
-        .unwrap_or_default()
+    Arc::new(Member {
+        load: same
+            .map(|member| Arc::clone(&member.load))
+            .unwrap_or_default(),
+        identity: Arc::from([workload.identity.clone()]),
+        workload,
+    })
 }
 
 /// The current snapshot, shared by readers that never lock and a writer that swaps in the next one.
@@ -362,7 +390,7 @@ mod tests {
         let first = mesh(&[&web, &cart], &[]);
         let moved = pod("cart", &["10.0.0.3"]);
         let next = MeshBuilder {
-            workloads: vec![web, moved],
+            workloads: vec![Arc::new(web), Arc::new(moved)],
             ..MeshBuilder::default()
         }
         .build(&first);
@@ -374,6 +402,60 @@ mod tests {
         assert_eq!(load(&next, "10.0.0.3").open(), 0);
         drop(kept);
         assert_eq!(load(&next, "10.0.0.1").open(), 0);
+    }
+
+    #[test]
+    fn what_did_not_change_is_not_built_again() {
+        let (web, cart) = (pod("web", &["10.0.0.1"]), pod("cart", &["10.0.0.2"]));
+        let fronts = [
+            service("web", &["10.96.0.1"], &[&web]),
+            service("cart", &["10.96.0.2"], &[&cart]),
+        ];
+        let first = mesh(&[&web, &cart], &[&fronts[0], &fronts[1]]);
+        let mut next = MeshBuilder {
+            workloads: first.workloads().cloned().collect(),
+            services: first.services().cloned().collect(),
+            policies: Vec::new(),
+        };
+        next.workloads.push(Arc::new(Workload {
+            tunnel: Tunnel::None,
+            ..cart
+        }));
+        let next = next.build(&first);
+        let same = |address| {
+            let front = |mesh: &Mesh| Arc::clone(mesh.front_at("", ip(address), "shop").unwrap());
+            Arc::ptr_eq(&front(&first), &front(&next))
+        };
+        assert!(same("10.96.0.1") && !same("10.96.0.2"));
+        let source = first.workload("c//Pod/shop/web").unwrap();
+        let mut rng = rand::rng();
+        let route = next.route(
+            source,
+            (ip("10.96.0.2"), 80).into(),
+            &[],
+            std::time::Instant::now(),
+            &mut rng,
+        );
+        assert!(matches!(route, Ok(crate::Route::Plain(_))), "{route:?}");
+    }
+
+    #[test]
+    fn a_name_means_the_namespaces_own_service_and_never_one_that_is_hidden_from_it() {
+        let mut own = service("web", &[], &[]);
+        own.canonical = false;
+        let mut hidden = Service {
+            namespace: "bank".into(),
+            ..own.clone()
+        };
+        hidden.visibility = crate::service::Visibility::Namespace;
+        let mesh = mesh(&[], &[&hidden, &own]);
+        let meant = |namespace| {
+            mesh.service_meant("web.shop.svc.cluster.local", namespace)
+                .map(|service| &*service.namespace)
+        };
+        assert_eq!(meant("shop"), Some("shop"));
+        assert_eq!(meant("bank"), Some("bank"));
+        assert_eq!(mesh.service_meant("other.example", "shop"), None);
     }
 
     #[test]

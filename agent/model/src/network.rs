@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use crate::{
     address::canonical,
     endpoints::{Front, Member},
-    workload::{Tunnel, Workload},
+    workload::{NetworkMode, Tunnel, Workload},
 };
 
 /// Workloads and services by address.
@@ -19,8 +19,12 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// Adds a workload under its addresses; on a collision the better one stays.
+    /// Adds a workload under its addresses; on a collision the better one stays. The addresses of a host
+    /// stand for none of the workloads that share them.
     pub(crate) fn add_member(&mut self, member: &Arc<Member>) {
+        if member.workload.network_mode == NetworkMode::HostNetwork {
+            return;
+        }
         for address in &member.workload.addresses {
             let holder = self
                 .members
@@ -48,17 +52,19 @@ impl Network {
         self.members.get(&address.to_canonical())
     }
 
-    /// The service that has the address, for a client in `namespace`: an exact address before a range,
-    /// then the client's own namespace, then the longest prefix, then the canonical one.
+    /// The service that has the address, of those that a client in `namespace` sees: an exact address before
+    /// a range, then the client's own namespace, then the longest prefix, then the canonical one.
     pub(crate) fn front(&self, address: IpAddr, namespace: &str) -> Option<&Arc<Front>> {
         let address = address.to_canonical();
-        if let Some(fronts) = self.fronts.get(&IpNet::from(address)) {
-            return own(fronts, namespace).or_else(|| fronts.first());
+        if let Some(fronts) = self.fronts.get(&IpNet::from(address))
+            && let Some(front) = own(fronts, namespace).or_else(|| visible(fronts, namespace))
+        {
+            return Some(front);
         }
         let ranges = || self.ranges(address);
         ranges()
             .find_map(|fronts| own(fronts, namespace))
-            .or_else(|| ranges().find_map(|fronts| fronts.first()))
+            .or_else(|| ranges().find_map(|fronts| visible(fronts, namespace)))
     }
 
     fn ranges(&self, address: IpAddr) -> impl Iterator<Item = &Vec<Arc<Front>>> {
@@ -80,4 +86,71 @@ fn own<'a>(fronts: &'a [Arc<Front>], namespace: &str) -> Option<&'a Arc<Front>> 
     fronts
         .iter()
         .find(|front| &*front.service.namespace == namespace)
+}
+
+fn visible<'a>(fronts: &'a [Arc<Front>], namespace: &str) -> Option<&'a Arc<Front>> {
+    fronts
+        .iter()
+        .find(|front| front.service.is_visible_to(namespace))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*, sample::select};
+
+    use crate::{
+        fixture::{mesh, pod, service},
+        service::{Service, Visibility},
+        workload::{NetworkMode, Workload},
+    };
+
+    #[test]
+    fn the_addresses_of_a_host_stand_for_none_of_its_workloads() {
+        let host = Workload {
+            network_mode: NetworkMode::HostNetwork,
+            ..pod("agent", &["192.0.2.1"])
+        };
+        let mesh = mesh(&[&host], &[]);
+        assert_eq!(mesh.workload_at("", "192.0.2.1".parse().unwrap()), None);
+        assert!(mesh.workload_named("shop", "agent").is_some());
+    }
+
+    fn services() -> impl Strategy<Value = Vec<Service>> {
+        let nets = vec!["10.96.0.1", "10.96.0.0/16", "10.0.0.0/8"];
+        let parts = (
+            select(vec!["a", "b", "c"]),
+            select(nets),
+            any::<bool>(),
+            any::<bool>(),
+        );
+        let made = |(index, (namespace, net, hidden, canonical)): (usize, (_, _, _, _))| {
+            let mut made = service(&format!("s{index}"), &[net], &[]);
+            made.namespace = <&str>::into(namespace);
+            made.canonical = canonical;
+            if hidden {
+                made.visibility = Visibility::Namespace;
+            }
+            made
+        };
+        vec(parts, 0..8).prop_map(move |all| all.into_iter().enumerate().map(made).collect())
+    }
+
+    proptest! {
+        #[test]
+        fn an_address_leads_to_the_best_service_of_those_that_the_client_sees(
+            services in services(),
+            client in select(vec!["a", "b", "c", "d"]),
+        ) {
+            let mesh = mesh(&[], &services.iter().collect::<Vec<_>>());
+            let rank = |service: &Service| {
+                let length = service.addresses[0].prefix_len();
+                let own = &*service.namespace == client;
+                (length == 32, own, length, service.canonical)
+            };
+            let best = services.iter().filter(|service| service.is_visible_to(client)).map(rank).max();
+            let found = mesh.service_at("", "10.96.0.1".parse().unwrap(), client);
+            // Of the client's own services with one address the canonical one is as good as another.
+            prop_assert_eq!(found.map(|service| rank(service)), best);
+        }
+    }
 }

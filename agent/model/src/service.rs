@@ -69,6 +69,17 @@ pub enum IpFamilies {
     Dual,
 }
 
+impl IpFamilies {
+    /// Whether an endpoint may be reached at this address.
+    pub fn admit(self, address: IpAddr) -> bool {
+        match self {
+            Self::Automatic | Self::Dual => true,
+            Self::Ipv4Only => address.to_canonical().is_ipv4(),
+            Self::Ipv6Only => address.to_canonical().is_ipv6(),
+        }
+    }
+}
+
 /// A part of an endpoint's place that a preference compares, in the order that Istio lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -187,6 +198,14 @@ impl Service {
         self.addresses
             .iter()
             .any(|net| canonical(*net).contains(&address))
+    }
+
+    /// Whether clients of a namespace see it.
+    pub fn is_visible_to(&self, namespace: &str) -> bool {
+        match self.visibility {
+            Visibility::Public => true,
+            Visibility::Namespace => &*self.namespace == namespace,
+        }
     }
 
     /// The port that clients know as `port`.

@@ -3,7 +3,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{gateway::Gateway, identity::Identity, locality::Locality};
+use crate::{gateway::Gateway, identity::Identity, locality::Locality, service::IpFamilies};
 
 /// [`Workload::capacity`] of a workload that says nothing of it.
 pub const DEFAULT_CAPACITY: u32 = 1;
@@ -143,16 +143,30 @@ impl Workload {
             .any(|own| own.to_canonical() == address)
     }
 
-    /// Its address for a connection that asked for `wanted`: that very one, or the first of the same
-    /// family, or the first of any. `None` when it has no address at all.
-    pub fn address_for(&self, wanted: IpAddr) -> Option<IpAddr> {
+    /// Its address for a connection that asked for `wanted`: that very one, or one that the service's
+    /// `families` admit, first of the same family. `None` when it has no such address.
+    pub fn address_for(&self, wanted: IpAddr, families: IpFamilies) -> Option<IpAddr> {
         let wanted = wanted.to_canonical();
         if self.owns(wanted) {
             return Some(wanted);
         }
-        let mut own = self.addresses.iter().map(IpAddr::to_canonical);
+        let mut own = self
+            .addresses
+            .iter()
+            .map(IpAddr::to_canonical)
+            .filter(|address| families.admit(*address));
         own.clone()
             .find(|address| address.is_ipv4() == wanted.is_ipv4())
             .or_else(|| own.next())
+    }
+
+    /// Whether its address is not known here and its [`Self::hostname`] tells it.
+    pub fn is_named(&self) -> bool {
+        self.addresses.is_empty() && !self.hostname.is_empty()
+    }
+
+    /// The port that its application takes all traffic on, if it has one (`istio.workload.ApplicationTunnel`).
+    pub fn application_port(&self) -> Option<u16> {
+        self.application_tunnel.and_then(|tunnel| tunnel.port)
     }
 }

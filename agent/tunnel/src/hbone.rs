@@ -2,26 +2,30 @@
 //!
 //! Plain HTTP/2 CONNECT (RFC 9113, section 8.5): the authority is the destination, and headers describe
 //! the source. None of them is proof of anything: identity comes from the certificate alone.
-use std::{net::SocketAddr, str::FromStr as _};
+use std::{fmt, net::SocketAddr, str::FromStr as _};
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, uri::Authority};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, uri};
 use rand::{Rng, RngExt as _};
 
 /// Header that describes a workload.
 pub(crate) const BAGGAGE: &str = "baggage";
 /// Header with the client's address and the service it asked for (RFC 7239).
 pub(crate) const FORWARDED: &str = "forwarded";
+/// Network of the source, where the connection came from another one.
+pub(crate) const FORWARDED_NETWORK: &str = "x-forwarded-network";
 /// W3C trace context.
 pub(crate) const TRACEPARENT: &str = "traceparent";
 
 /// Longest `baggage` or `forwarded` value that is looked at, in bytes.
 const MAX_VALUE_BYTES: usize = 4 * 1024;
+/// Longest host name in an authority (RFC 1035, section 2.3.4).
+const MAX_HOST_BYTES: usize = 255;
 
 /// What an outbound connection tells its peer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Connect<'a> {
-    /// Address and port of the application behind the peer.
-    pub destination: SocketAddr,
+    /// Address and port of the application behind the peer, or what the client asked a waypoint for.
+    pub authority: SocketAddr,
     /// The client application's own address.
     pub client: SocketAddr,
     /// Host name of the service that the client asked for.
@@ -42,7 +46,7 @@ impl Connect<'_> {
         };
         Request::builder()
             .method(Method::CONNECT)
-            .uri(self.destination.to_string())
+            .uri(self.authority.to_string())
             .header(BAGGAGE, self.baggage)
             .header(FORWARDED, forwarded)
             .header(TRACEPARENT, trace_parent(random))
@@ -59,7 +63,25 @@ fn trace_parent(random: &mut impl Rng) -> String {
     )
 }
 
-/// Why a request is not a tunnel that this node can open; says which status answers it.
+/// What a CONNECT asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Authority {
+    /// An address and a port.
+    Address(SocketAddr),
+    /// A service's name, as peers of other networks write it, and its port.
+    Host { host: String, port: u16 },
+}
+
+impl fmt::Display for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "{address}"),
+            Self::Host { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// Why a request is not a tunnel that this node can open.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadRequest {
     /// Not a CONNECT.
@@ -68,26 +90,13 @@ pub(crate) enum BadRequest {
     /// No authority, or one without a port.
     #[error("the CONNECT names no destination; write <address>:<port>")]
     NoAuthority,
-    /// The authority is a host name, which stands for another network.
-    #[error("the CONNECT names the host {0}; only addresses of this pod are served")]
-    HostName(String),
 }
 
-impl BadRequest {
-    /// The status that answers the request.
-    pub(crate) fn status(&self) -> StatusCode {
-        match self {
-            Self::Method(_) | Self::NoAuthority => StatusCode::BAD_REQUEST,
-            Self::HostName(_) => StatusCode::SERVICE_UNAVAILABLE,
-        }
-    }
-}
-
-/// Reads the destination of a CONNECT.
+/// Reads what a CONNECT asks for.
 ///
 /// # Errors
-/// When the request is no CONNECT, or its authority is no address with a port.
-pub(crate) fn destination<B>(request: &Request<B>) -> Result<SocketAddr, BadRequest> {
+/// When the request is no CONNECT, or its authority is not a host with a port.
+pub(crate) fn authority<B>(request: &Request<B>) -> Result<Authority, BadRequest> {
     if request.method() != Method::CONNECT {
         return Err(BadRequest::Method(request.method().clone()));
     }
@@ -95,14 +104,21 @@ pub(crate) fn destination<B>(request: &Request<B>) -> Result<SocketAddr, BadRequ
     parse_authority(authority)
 }
 
-fn parse_authority(authority: &Authority) -> Result<SocketAddr, BadRequest> {
+fn parse_authority(authority: &uri::Authority) -> Result<Authority, BadRequest> {
     if let Ok(address) = SocketAddr::from_str(authority.as_str()) {
-        return Ok(crate::socket::canonical(address));
+        return Ok(Authority::Address(crate::socket::canonical(address)));
     }
-    match authority.port_u16() {
-        Some(_) if !authority.host().is_empty() && !authority.as_str().contains('@') => {
-            Err(BadRequest::HostName(authority.host().to_owned()))
-        }
+    let (host, port) = (authority.host(), authority.port_u16());
+    let is_name = !host.is_empty()
+        && host.len() <= MAX_HOST_BYTES
+        && !authority.as_str().contains(['@', '['])
+        // What looks like an address and is none is no name either.
+        && host.contains(|letter: char| !letter.is_ascii_digit() && letter != '.');
+    match port {
+        Some(port) if is_name => Ok(Authority::Host {
+            host: host.to_ascii_lowercase(),
+            port,
+        }),
         _ => Err(BadRequest::NoAuthority),
     }
 }
@@ -159,7 +175,7 @@ mod tests {
     #[test]
     fn a_connect_carries_what_istio_expects() {
         let request = Connect {
-            destination: "[fd00::2]:80".parse().unwrap(),
+            authority: "[fd00::2]:80".parse().unwrap(),
             client: "10.1.0.5:40000".parse().unwrap(),
             service: Some("web.shop.svc.cluster.local"),
             baggage: "k8s.namespace.name=shop",
@@ -168,8 +184,8 @@ mod tests {
         .unwrap();
         assert_eq!(request.uri().to_string(), "[fd00::2]:80");
         assert_eq!(
-            destination(&request).unwrap(),
-            "[fd00::2]:80".parse().unwrap()
+            authority(&request).unwrap(),
+            Authority::Address("[fd00::2]:80".parse().unwrap())
         );
         assert_eq!(
             text(request.headers(), FORWARDED),
@@ -181,24 +197,31 @@ mod tests {
     }
 
     #[test]
-    fn only_addresses_are_destinations() {
-        assert!(matches!(
-            destination(&connect("web.shop:80")),
-            Err(BadRequest::HostName(_))
-        ));
+    fn a_destination_is_an_address_or_a_name_with_a_port() {
         assert_eq!(
-            destination(&connect("10.0.0.1")),
-            Err(BadRequest::NoAuthority)
+            authority(&connect("Web.shop:80")).unwrap(),
+            Authority::Host {
+                host: "web.shop".to_owned(),
+                port: 80
+            }
         );
+        assert_eq!(
+            authority(&connect("[::ffff:10.0.0.1]:80")).unwrap(),
+            Authority::Address("10.0.0.1:80".parse().unwrap())
+        );
+        let long = format!("{}:80", "a".repeat(MAX_HOST_BYTES + 1));
+        for bad in ["10.0.0.1", "web.shop", "10.0.0:80", "me@web.shop:80", &long] {
+            assert_eq!(
+                authority(&connect(bad)),
+                Err(BadRequest::NoAuthority),
+                "{bad}"
+            );
+        }
         let get = Request::builder()
             .uri("http://10.0.0.1:80/")
             .body(())
             .unwrap();
-        assert!(matches!(destination(&get), Err(BadRequest::Method(_))));
-        assert_eq!(
-            destination(&connect("[::ffff:10.0.0.1]:80")).unwrap(),
-            "10.0.0.1:80".parse().unwrap()
-        );
+        assert!(matches!(authority(&get), Err(BadRequest::Method(_))));
     }
 
     #[test]
@@ -216,7 +239,7 @@ mod tests {
 
         #[test]
         fn any_authority_is_survived(value in "[ -~]{0,80}") {
-            if let Ok(authority) = value.parse::<Authority>() {
+            if let Ok(authority) = value.parse::<uri::Authority>() {
                 let _ = parse_authority(&authority);
             }
         }

@@ -4,15 +4,17 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc};
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, StatusCode};
-use tokio::{net::TcpStream, task::spawn_local};
-use undermesh_model::{Baggage, Identity, MESH_PORTS, Mesh, Workload};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::spawn_local};
+use undermesh_model::{Baggage, Identity, Mesh, Service, Workload};
 use undermesh_telemetry::{Direction, Opening, Outcome, Peer, ResponseFlag, Security};
 
 use crate::{
-    copy,
+    arrival,
+    copy::{self, CopyError, Side},
     failure::Failure,
-    hbone,
+    hbone::{self, Authority},
     pod::{Admission, Judged, Pod, judge},
+    proxy,
     session::{self, Incoming, SessionError},
     socket,
 };
@@ -78,6 +80,8 @@ struct Accepted {
     upstream: TcpStream,
     opening: Opening,
     baggage: String,
+    /// What the application is told before anything else; empty for most.
+    preface: Vec<u8>,
     admission: Admission,
 }
 
@@ -111,22 +115,9 @@ impl Tunnel {
     }
 
     async fn accept(&self, request: &http::Request<RecvStream>) -> Result<Accepted, Rejected> {
-        let target =
-            hbone::destination(request).map_err(|error| Rejected::early(error.status(), error))?;
-        if target.ip() != self.local.ip() {
-            return Err(Rejected::early(
-                StatusCode::BAD_REQUEST,
-                format!(
-                    "{target} is not an address of this pod ({})",
-                    self.local.ip()
-                ),
-            ));
-        }
-        if MESH_PORTS.contains(&target.port()) {
-            let reason = format!("port {} belongs to the mesh itself", target.port());
-            return Err(Rejected::early(StatusCode::SERVICE_UNAVAILABLE, reason));
-        }
+        let bad_request = |error| Rejected::early(StatusCode::BAD_REQUEST, error);
         let unavailable = |reason| Rejected::early(StatusCode::SERVICE_UNAVAILABLE, reason);
+        let authority = hbone::authority(request).map_err(bad_request)?;
         let admission = self
             .pod
             .admit()
@@ -135,15 +126,17 @@ impl Tunnel {
         let workload = self.pod.workload(&mesh).ok_or_else(|| {
             unavailable("the pod is not known to the mesh yet; apply its manifest")
         })?;
+        let arrival = arrival::find(&mesh, &workload, self.local.ip(), &authority)
+            .map_err(|astray| Rejected::early(astray.status(), astray))?;
         let baggage = Baggage::from(&*workload).to_string();
         let judged = Judged {
             identity: Some(self.identity.clone()),
             source: self.peer.ip(),
-            destination: target.ip(),
-            port: target.port(),
+            destination: arrival.application.ip(),
+            port: arrival.application.port(),
         };
         let verdict = judge(&mesh, &workload, &judged);
-        let opening = self.opening(&mesh, workload, target, request.headers());
+        let opening = self.opening(&mesh, workload, &authority, request.headers());
         if let Err(refused) = verdict {
             return Err(Rejected {
                 status: StatusCode::UNAUTHORIZED,
@@ -151,11 +144,19 @@ impl Tunnel {
             });
         }
         admission.judged(judged);
-        match self.pod.netns.connect_from(self.peer.ip(), target).await {
+        let target = arrival.target;
+        // An application on loopback is told who its client is, and is not to see a foreign address there.
+        let client = match arrival.announced {
+            None => self.peer.ip(),
+            Some(_) => target.ip(),
+        };
+        let told = |asked| proxy::header(self.peer, asked, &self.identity);
+        match self.pod.netns.connect_from(client, target).await {
             Ok(upstream) => Ok(Accepted {
                 upstream,
                 opening,
                 baggage,
+                preface: arrival.announced.map(told).unwrap_or_default(),
                 admission,
             }),
             Err(error) => Err(Rejected {
@@ -173,18 +174,11 @@ impl Tunnel {
         &self,
         mesh: &Mesh,
         workload: Arc<Workload>,
-        target: SocketAddr,
+        authority: &Authority,
         headers: &HeaderMap,
     ) -> Opening {
-        // The address names a workload; only the certificate says whether it speaks here.
-        let source = mesh
-            .workload_at(&workload.network, self.peer.ip())
-            .filter(|source| source.identity == self.identity)
-            .cloned();
-        let service = hbone::text(headers, hbone::FORWARDED)
-            .and_then(hbone::forwarded_host)
-            .and_then(|host| mesh.service_named(host))
-            .cloned();
+        let source = self.source(mesh, &workload, headers);
+        let service = asked_service(mesh, &workload, authority, headers).cloned();
         Opening {
             direction: Direction::Inbound,
             source: Peer {
@@ -197,11 +191,48 @@ impl Tunnel {
                 workload: Some(workload),
                 identity: Some(self.pod.identity.clone()),
             },
-            hbone_authority: Some(target.to_string().into()),
+            hbone_authority: Some(authority.to_string().into()),
             service,
             security: Security::MutualTls,
             id: self.pod.id,
         }
+    }
+
+    /// Who sent it, for labels: whom the mesh knows at its address, or else as the peer describes itself.
+    /// Only the certificate says whether a workload speaks here, and under which identity.
+    fn source(
+        &self,
+        mesh: &Mesh,
+        workload: &Workload,
+        headers: &HeaderMap,
+    ) -> Option<Arc<Workload>> {
+        let network = hbone::text(headers, hbone::FORWARDED_NETWORK);
+        let is_near = network.is_none_or(|name| name.eq_ignore_ascii_case(&workload.network));
+        // An address of another network may be somebody else's here.
+        let known = is_near
+            .then(|| mesh.workload_at(&workload.network, self.peer.ip()))
+            .flatten()
+            .filter(|source| source.identity == self.identity);
+        known.cloned().or_else(|| {
+            let claim = Baggage::parse(hbone::text(headers, hbone::BAGGAGE)?).ok()?;
+            let network = network.unwrap_or(&workload.network);
+            Some(Arc::new(claim.into_workload(&self.identity, network)))
+        })
+    }
+}
+
+/// The service that the client asked for, as far as the request tells.
+fn asked_service<'a>(
+    mesh: &'a Mesh,
+    workload: &Workload,
+    authority: &Authority,
+    headers: &HeaderMap,
+) -> Option<&'a Arc<Service>> {
+    match authority {
+        Authority::Host { host, .. } => mesh.service_meant(host, &workload.namespace),
+        Authority::Address(_) => hbone::text(headers, hbone::FORWARDED)
+            .and_then(hbone::forwarded_host)
+            .and_then(|host| mesh.service_named(host)),
     }
 }
 
@@ -211,6 +242,7 @@ async fn carry(accepted: Accepted, body: RecvStream, mut respond: SendResponse<B
         mut upstream,
         opening,
         baggage,
+        preface,
         mut admission,
     } = accepted;
     let connection = admission.pod().shared.telemetry.opened(opening);
@@ -226,13 +258,12 @@ async fn carry(accepted: Accepted, body: RecvStream, mut respond: SendResponse<B
         }
     };
     let copied = admission
-        .until_ended(copy::tunnel(
-            &mut upstream,
-            copy::Side::Upstream,
-            send,
-            body,
-            &connection,
-        ))
+        .until_ended(async {
+            let side = Side::Upstream;
+            let told = upstream.write_all(&preface).await;
+            told.map_err(|error| CopyError::Socket { side, error })?;
+            copy::tunnel(&mut upstream, side, send, body, &connection).await
+        })
         .await;
     let reason = match copied {
         Ok(Ok(())) => return connection.finish(Outcome::Complete),

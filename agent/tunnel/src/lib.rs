@@ -5,16 +5,20 @@
 //! and ztunnel's decision trees for outbound, inbound and plaintext connections.
 #![forbid(unsafe_code)]
 
+mod arrival;
 mod copy;
 mod engine;
 mod failure;
 mod hbone;
 mod inbound;
+mod names;
 mod outbound;
 mod plaintext;
 mod pod;
 mod pool;
+mod proxy;
 mod record;
+mod resolve;
 mod session;
 mod socket;
 #[cfg(test)]
@@ -30,6 +34,7 @@ use std::{
 use undermesh_identity::CertificateHandle;
 use undermesh_model::Identity;
 
+pub use resolve::{Resolve, Unanswered};
 pub use worker::{Workers, WorkersConfig, WorkersError};
 
 /// Tells where a captured connection was meant to go.

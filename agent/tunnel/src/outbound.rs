@@ -1,14 +1,15 @@
 //! Outbound connections: what the application asked for is looked up, and carried there.
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use rand::seq::IteratorRandom as _;
 use tokio::{net::TcpStream, time::timeout};
 use undermesh_model::{
-    Baggage, Destination, Identity, OpenConnection, Refusal, Route, Service, Workload,
+    Baggage, Destination, Identity, Named, OpenConnection, Refusal, Route, Service, Workload,
 };
 use undermesh_telemetry::{Connection, Direction, Opening, Outcome, Peer, ResponseFlag, Security};
 
@@ -99,10 +100,10 @@ async fn carry(mut app: TcpStream, established: Established, admission: &mut Adm
 }
 
 /// A connection that an application asked for.
-struct Asked {
-    pod: Rc<Pod>,
-    client: SocketAddr,
-    target: SocketAddr,
+pub(crate) struct Asked {
+    pub pod: Rc<Pod>,
+    pub client: SocketAddr,
+    pub target: SocketAddr,
 }
 
 /// The way to the destination, open.
@@ -125,32 +126,29 @@ impl Asked {
         let mut tried = Vec::new();
         let mut last = None;
         while tried.len() < MAX_ATTEMPTS {
-            let route = match self.route(&source, &tried) {
+            let route = match self.find(&source, &tried).await {
                 Ok(route) => route,
                 // What went wrong with an endpoint tells more than that there is no other.
-                Err(refusal) => return Err(last.unwrap_or_else(|| early(refusal))),
-            };
-            let destination = match &route {
-                Route::Hbone(destination) | Route::Plain(destination) => destination.clone(),
-                Route::Passthrough { service, .. } => {
-                    return self.pass_through(&source, service.clone()).await;
+                Err(error) => {
+                    return Err(last.unwrap_or_else(|| Failure::early(error.flag(), error)));
                 }
             };
-            let attempt = match route {
-                Route::Hbone(_) => self.open_tunnel(&source, &destination).await,
-                _ => self.open_plain(&source, &destination).await,
-            };
-            match attempt {
-                Ok(established) => {
-                    destination.load.succeeded();
+            let chosen = route
+                .chosen()
+                .map(|(workload, load)| (Arc::clone(&workload.uid), Arc::clone(load)));
+            match (self.attempt(&source, route).await, chosen) {
+                (Ok(established), chosen) => {
+                    if let Some((_, load)) = chosen {
+                        load.succeeded();
+                    }
                     return Ok(established);
                 }
-                Err(attempt) if attempt.another => {
-                    destination.load.failed(Instant::now());
-                    tried.push(Arc::clone(&destination.workload.uid));
+                (Err(attempt), Some((uid, load))) if attempt.another => {
+                    load.failed(Instant::now());
+                    tried.push(uid);
                     last = Some(attempt.failure);
                 }
-                Err(attempt) => return Err(attempt.failure),
+                (Err(attempt), _) => return Err(attempt.failure),
             }
         }
         Err(last.unwrap_or_else(|| early("no endpoint was tried")))
@@ -180,7 +178,8 @@ impl Asked {
             })
     }
 
-    fn route(&self, source: &Workload, tried: &[Arc<str>]) -> Result<Route, Refusal> {
+    /// The route by what the mesh knows now.
+    pub(crate) fn route(&self, source: &Workload, tried: &[Arc<str>]) -> Result<Route, Refusal> {
         self.pod.shared.mesh.load().route(
             source,
             self.target,
@@ -190,20 +189,74 @@ impl Asked {
         )
     }
 
+    async fn attempt(&self, source: &Arc<Workload>, route: Route) -> Result<Established, Attempt> {
+        match route {
+            Route::Hbone {
+                destination,
+                authority,
+            } => self.open_tunnel(source, &destination, authority).await,
+            Route::Plain(destination) => self.open_plain(source, &destination).await,
+            Route::Passthrough { service, .. } => self.pass_through(source, service).await,
+            Route::Named(named) => {
+                let route = self.resolve(source, named).await?;
+                Box::pin(self.attempt(source, route)).await
+            }
+        }
+    }
+
+    /// The route to a workload whose address only its name tells.
+    async fn resolve(&self, source: &Arc<Workload>, named: Named) -> Result<Route, Attempt> {
+        let opening = self.plain_opening(
+            source,
+            self.target,
+            Some(Arc::clone(named.workload())),
+            named.service().cloned(),
+        );
+        let failed = |reason: String| Attempt {
+            another: true,
+            failure: Failure::of(opening, ResponseFlag::Connect, reason),
+        };
+        match self.pod.shared.names.resolve(named.host()).await {
+            Err(error) => Err(failed(error.to_string())),
+            Ok(addresses) => match self.address_among(&addresses, &named) {
+                None => Err(failed(format!(
+                    "{} has no address of the families that its service offers",
+                    named.host()
+                ))),
+                Some(address) => named.at(address).map_err(|error| failed(error.to_string())),
+            },
+        }
+    }
+
+    /// Any of the addresses, of the family that was asked for where there is one.
+    fn address_among(&self, addresses: &[IpAddr], named: &Named) -> Option<IpAddr> {
+        let admitted = || {
+            let families = named.families();
+            addresses.iter().filter(move |it| families.admit(**it))
+        };
+        let same = || admitted().filter(|it| it.is_ipv4() == self.target.is_ipv4());
+        let random = &mut *self.pod.shared.random.borrow_mut();
+        same()
+            .choose(random)
+            .or_else(|| admitted().choose(random))
+            .copied()
+    }
+
     async fn open_tunnel(
         &self,
         source: &Arc<Workload>,
         destination: &Destination,
+        authority: SocketAddr,
     ) -> Result<Established, Attempt> {
-        let key = PeerKey::new(
-            Arc::clone(&destination.workload.uid),
-            destination.address.ip(),
-            Arc::clone(&destination.expected),
-        );
+        let key = PeerKey {
+            workload: Arc::clone(&destination.workload.uid),
+            address: destination.target,
+            expected: Arc::clone(&destination.expected),
+        };
         let baggage = Baggage::from(&**source).to_string();
         let request = || {
             Connect {
-                destination: destination.address,
+                authority,
                 client: SocketAddr::new(self.own_address(source), self.client.port()),
                 service: destination
                     .service
@@ -225,7 +278,7 @@ impl Asked {
                 workload: Some(Arc::clone(&destination.workload)),
                 identity: peer,
             },
-            hbone_authority: Some(destination.address.to_string().into()),
+            hbone_authority: Some(authority.to_string().into()),
             service: destination.service.clone(),
             security: Security::MutualTls,
             id: self.pod.id,
@@ -249,14 +302,14 @@ impl Asked {
     ) -> Result<Established, Attempt> {
         let opening = self.plain_opening(
             source,
-            destination.address,
+            destination.target,
             Some(Arc::clone(&destination.workload)),
             destination.service.clone(),
         );
         match self
             .pod
             .netns
-            .connect(destination.address, self.pod.mark)
+            .connect(destination.target, self.pod.mark)
             .await
         {
             Ok(stream) => Ok(self.established(Upstream::Plain(stream), opening, Some(destination))),
@@ -265,7 +318,7 @@ impl Asked {
                 failure: Failure::of(
                     opening,
                     ResponseFlag::Connect,
-                    format!("connect to {}: {error}", destination.address),
+                    format!("connect to {}: {error}", destination.target),
                 ),
             }),
         }
@@ -275,13 +328,16 @@ impl Asked {
         &self,
         source: &Arc<Workload>,
         service: Option<Arc<Service>>,
-    ) -> Result<Established, Failure> {
+    ) -> Result<Established, Attempt> {
         let opening = self.plain_opening(source, self.target, None, service);
         match self.pod.netns.connect(self.target, self.pod.mark).await {
             Ok(stream) => Ok(self.established(Upstream::Plain(stream), opening, None)),
             Err(error) => {
                 let reason = format!("connect to {}: {error}", self.target);
-                Err(Failure::of(opening, ResponseFlag::Connect, reason))
+                Err(Attempt {
+                    another: false,
+                    failure: Failure::of(opening, ResponseFlag::Connect, reason),
+                })
             }
         }
     }
@@ -326,7 +382,7 @@ impl Asked {
     }
 
     /// The pod's address of the kind that the client used; a client on loopback has none to tell.
-    fn own_address(&self, source: &Workload) -> std::net::IpAddr {
+    fn own_address(&self, source: &Workload) -> IpAddr {
         let client = self.client.ip();
         source
             .addresses

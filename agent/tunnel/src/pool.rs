@@ -23,7 +23,6 @@ use tokio::{
     task::{AbortHandle, spawn_local},
     time::Instant,
 };
-use undermesh_abi::INBOUND_HBONE_PORT;
 use undermesh_identity::{CertificateHandle, NotReady, WorkloadCertificate};
 use undermesh_model::{Identity, Mesh};
 
@@ -99,27 +98,12 @@ fn meaning(status: StatusCode) -> &'static str {
 /// What selects a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PeerKey {
-    /// `uid` of the destination workload.
+    /// `uid` of the workload that takes the tunnel.
     pub workload: Arc<str>,
     /// Address of its HBONE listener.
     pub address: SocketAddr,
     /// Identities that it may prove.
     pub expected: Arc<[Identity]>,
-}
-
-impl PeerKey {
-    /// The key for a workload reached at one of its addresses.
-    pub(crate) fn new(
-        workload: Arc<str>,
-        address: std::net::IpAddr,
-        expected: Arc<[Identity]>,
-    ) -> Self {
-        Self {
-            workload,
-            address: SocketAddr::new(address, INBOUND_HBONE_PORT),
-            expected,
-        }
-    }
 }
 
 /// An open stream; the tunnel is kept as long as it.
@@ -249,8 +233,8 @@ impl Pool {
         let now = Instant::now();
         self.peers.borrow_mut().retain(|key, peer| {
             let known = mesh.workload(&key.workload).is_some_and(|workload| {
-                workload.addresses.contains(&key.address.ip())
-                    && key.expected.contains(&workload.identity)
+                let is_there = workload.is_named() || workload.owns(key.address.ip());
+                is_there && key.expected.contains(&workload.identity)
             });
             let mut tunnels = peer.tunnels.borrow_mut();
             tunnels.retain(|tunnel| {

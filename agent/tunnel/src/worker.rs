@@ -13,7 +13,7 @@ use std::{
 
 use rand::{SeedableRng as _, rngs::SmallRng};
 use tokio::{
-    runtime::{Builder, LocalOptions},
+    runtime::{Builder, Handle, LocalOptions},
     sync::{mpsc, oneshot, watch},
     task::spawn_local,
     time::{Instant, MissedTickBehavior, interval},
@@ -21,7 +21,10 @@ use tokio::{
 use undermesh_model::SharedMesh;
 use undermesh_telemetry::Telemetry;
 
-use crate::{OriginalDestinations, PodConfig, WorkerListeners, pod::Pod, pool::SWEEP_INTERVAL};
+use crate::{
+    OriginalDestinations, PodConfig, Resolve, WorkerListeners, names::Names, pod::Pod,
+    pool::SWEEP_INTERVAL,
+};
 
 /// Commands that wait for one worker.
 const COMMANDS: usize = 64;
@@ -38,6 +41,10 @@ pub struct WorkersConfig {
     pub telemetry: Telemetry,
     /// Where captured connections were meant to go.
     pub destinations: Arc<dyn OriginalDestinations>,
+    /// Whom to ask for what the mesh does not hold; `None` where it holds everything.
+    pub resolver: Option<Arc<dyn Resolve>>,
+    /// The agent's own runtime, outside of all pods, where names are resolved.
+    pub runtime: Handle,
 }
 
 /// Why the workers cannot do what was asked.
@@ -95,6 +102,8 @@ pub(crate) struct Shared {
     pub changed: watch::Receiver<u64>,
     pub telemetry: Telemetry,
     pub destinations: Arc<dyn OriginalDestinations>,
+    pub resolver: Option<Arc<dyn Resolve>>,
+    pub names: Arc<Names>,
     pub random: RefCell<SmallRng>,
     /// Tunnels of all workers together.
     pub tunnels: Arc<AtomicUsize>,
@@ -120,9 +129,10 @@ impl Workers {
     /// When a thread or its runtime cannot be made.
     pub fn start(config: WorkersConfig) -> Result<Self, WorkersError> {
         let tunnels = Arc::new(AtomicUsize::new(0));
+        let names = Arc::new(Names::new(config.runtime.clone()));
         let workers = (0..config.workers)
             .map(|worker| {
-                Worker::start(worker, &config, Arc::clone(&tunnels))
+                Worker::start(worker, &config, Arc::clone(&names), Arc::clone(&tunnels))
                     .map_err(|error| WorkersError::Start { worker, error })
             })
             .collect::<Result<_, _>>()?;
@@ -189,12 +199,18 @@ impl Workers {
 }
 
 impl Worker {
-    fn start(index: usize, config: &WorkersConfig, tunnels: Arc<AtomicUsize>) -> io::Result<Self> {
+    fn start(
+        index: usize,
+        config: &WorkersConfig,
+        names: Arc<Names>,
+        tunnels: Arc<AtomicUsize>,
+    ) -> io::Result<Self> {
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let mesh = config.mesh.clone();
         let changed = config.changed.clone();
         let telemetry = config.telemetry.clone();
         let destinations = Arc::clone(&config.destinations);
+        let resolver = config.resolver.clone();
         let (started, start) = std::sync::mpsc::sync_channel(1);
         std::thread::Builder::new()
             .name(format!("worker-{index}"))
@@ -214,6 +230,8 @@ impl Worker {
                     changed,
                     telemetry,
                     destinations,
+                    resolver,
+                    names,
                     random,
                     tunnels,
                 });

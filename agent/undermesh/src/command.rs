@@ -1,11 +1,14 @@
 //! The command line.
+mod controller;
+mod node;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use undermesh_model::TrustDomain;
-use undermesh_telemetry::Format as LogFormat;
 
 use crate::duration;
+pub use controller::ControllerOptions;
+pub use node::{Absent, ControlOptions, NodeOptions, Subscribe};
 
 /// A sidecar-free service mesh for Linux nodes.
 #[derive(Debug, Parser)]
@@ -20,107 +23,12 @@ pub struct Cli {
 pub enum Verb {
     /// Run the agent of this node until SIGTERM or SIGINT.
     Node(Box<NodeOptions>),
+    /// Run the control plane of a Kubernetes cluster until SIGTERM or SIGINT.
+    Controller(Box<ControllerOptions>),
+    /// Answer a container runtime as its CNI plugin; the call is in the environment and on standard input.
+    Cni,
     #[command(flatten)]
     Talk(TalkVerb),
-}
-
-/// Options of `undermesh node`.
-#[derive(Clone, Debug, Args)]
-pub struct NodeOptions {
-    /// Take the configuration from a directory of manifests, with no control plane.
-    #[arg(long, required = true, env = "UNDERMESH_STANDALONE")]
-    pub standalone: bool,
-    /// Directory of Kubernetes manifests; changes take effect at once.
-    #[arg(long, value_name = "DIR", env = "UNDERMESH_CONFIG")]
-    pub config: PathBuf,
-    /// Name of this node [default: the host's name].
-    #[arg(long, value_name = "NAME", env = "UNDERMESH_NODE_NAME")]
-    pub node_name: Option<String>,
-    /// Where the certificate authority keeps its root [default: <run-dir>/ca].
-    #[arg(long, value_name = "DIR", env = "UNDERMESH_CA_DIR")]
-    pub ca_dir: Option<PathBuf>,
-    /// Where the agent keeps its socket and state.
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_RUN_DIR, env = "UNDERMESH_RUN_DIR")]
-    pub run_dir: PathBuf,
-    /// A mounted BPF file system.
-    #[arg(
-        long,
-        value_name = "DIR",
-        default_value = "/sys/fs/bpf",
-        env = "UNDERMESH_BPFFS"
-    )]
-    pub bpffs: PathBuf,
-    /// Control group above the pods [default: kubepods.slice or kubepods under the cgroup v2 mount].
-    #[arg(long, value_name = "DIR", env = "UNDERMESH_CGROUP")]
-    pub cgroup: Option<PathBuf>,
-    /// Worker threads [default: one a CPU, at most 4].
-    #[arg(long, value_name = "N", value_parser = workers, env = "UNDERMESH_WORKERS")]
-    pub workers: Option<usize>,
-    /// Where administration is served; a loopback address.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15000", value_parser = loopback, env = "UNDERMESH_ADMIN_ADDRESS")]
-    pub admin_address: SocketAddr,
-    /// Where metrics are served.
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        default_value = "127.0.0.1:15020",
-        env = "UNDERMESH_STATS_ADDRESS"
-    )]
-    pub stats_address: SocketAddr,
-    /// Where readiness is served.
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        default_value = "127.0.0.1:15021",
-        env = "UNDERMESH_READINESS_ADDRESS"
-    )]
-    pub readiness_address: SocketAddr,
-    /// Trust domain of the mesh's identities.
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "cluster.local",
-        env = "UNDERMESH_TRUST_DOMAIN"
-    )]
-    pub trust_domain: TrustDomain,
-    /// Name of the cluster.
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "Kubernetes",
-        env = "UNDERMESH_CLUSTER_ID"
-    )]
-    pub cluster_id: String,
-    /// Network that the pods' addresses belong to.
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "",
-        env = "UNDERMESH_NETWORK"
-    )]
-    pub network: String,
-    /// Lifetime of certificates; they are renewed at half of it.
-    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration::parse, env = "UNDERMESH_CERTIFICATE_LIFETIME")]
-    pub certificate_lifetime: Duration,
-    /// How long connections may take to end when a pod is released or the agent stops.
-    #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = duration::parse, env = "UNDERMESH_DRAIN_TIMEOUT")]
-    pub drain_timeout: Duration,
-    /// Form of the log: text or json.
-    #[arg(
-        long,
-        value_name = "FORMAT",
-        default_value = "text",
-        env = "UNDERMESH_LOG_FORMAT"
-    )]
-    pub log_format: LogFormat,
-    /// What is logged: a level, or target=level joined by commas.
-    #[arg(
-        long,
-        value_name = "DIRECTIVES",
-        default_value = "info",
-        env = "UNDERMESH_LOG_LEVEL"
-    )]
-    pub log_level: String,
 }
 
 /// Where the agent keeps its socket unless told otherwise.
@@ -257,6 +165,7 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use undermesh_model::TrustDomain;
 
     use super::*;
 

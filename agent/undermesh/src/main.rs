@@ -1,16 +1,20 @@
-//! The undermesh binary: the node agent, and the commands that talk to it.
+//! The undermesh binary: the node agent, the controller, the CNI plugin, and the commands that talk to them.
 #![forbid(unsafe_code)]
 
 mod api;
 mod command;
+mod controller;
 mod duration;
+mod grpc;
 mod node;
 mod output;
+mod process;
 mod verb;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use undermesh_cni::plugin;
 
 use crate::command::{Cli, Verb};
 
@@ -18,9 +22,18 @@ use crate::command::{Cli, Verb};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
+    // Container runtimes run the plugin by the name of its file.
+    if std::env::args_os()
+        .next()
+        .is_some_and(|name| plugin::is_called_by(&name))
+    {
+        return plugin::main();
+    }
     let cli = Cli::parse();
     let result = match cli.verb {
         Verb::Node(options) => node::run(*options).map_err(|error| error.to_string()),
+        Verb::Controller(options) => controller::run(*options).map_err(|error| error.to_string()),
+        Verb::Cni => return plugin::main(),
         Verb::Talk(talk) => verb::run(talk).map_err(|error| error.to_string()),
     };
     match result {

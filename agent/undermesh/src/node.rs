@@ -1,34 +1,35 @@
 //! The one place where the rooms are wired together: a node from its start to its end.
 mod agent;
 mod dump;
+mod enroller;
 mod fault;
+mod feed;
 mod gauges;
 mod place;
 mod pods;
+mod roster;
 mod source;
 mod turns;
 
 use std::{
     io,
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::{
-    net::{TcpListener, UnixListener},
-    signal::unix::{Signal, SignalKind, signal},
+    net::UnixListener,
+    runtime::Handle,
     sync::watch,
-    task::{AbortHandle, JoinError, spawn_blocking},
+    task::{JoinError, spawn_blocking},
 };
 use undermesh_capture::{Capture, CaptureError, Recovery, Watch};
-use undermesh_control::{DirectorySource, Snapshot, SourceError};
-use undermesh_identity::{Authority, AuthorityError, CacheOptions, CertificateCache, SystemClock};
+use undermesh_identity::{CacheOptions, CertificateCache};
 use undermesh_model::{Mesh, SharedMesh};
 use undermesh_telemetry::{
     Logging, Output, Readiness, Telemetry,
     admin::{Admin, Ready, Stats},
-    http::{Handler, serve},
+    http::serve,
     logging::LoggingError,
     metrics::MetricsError,
 };
@@ -38,18 +39,20 @@ use crate::{
     api::{server::Api, socket},
     command::NodeOptions,
     duration,
+    process::{self, ProcessError, Server, Stop, VERSION},
 };
 use agent::Agent;
+use feed::{Feed, FeedError};
 use place::PlaceError;
-use pods::{Filed, Parts, Pods};
+use pods::{Filed, Pods};
+use roster::{Roster, RosterError};
 use source::Source;
+use turns::Turns;
 
 /// Threads for everything but the data path.
 const ADMIN_THREADS: usize = 2;
 /// How often series and other leftovers are looked through.
 const MAINTENANCE: Duration = Duration::from_secs(30);
-/// The running version.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -66,38 +69,21 @@ pub enum NodeError {
     /// A metric.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
-    /// The manifests.
+    /// Where configuration and certificates come from.
     #[error(transparent)]
-    Source(#[from] SourceError),
-    /// The certificate authority.
+    Feed(#[from] FeedError),
+    /// Where the pods of this node are learnt.
     #[error(transparent)]
-    Authority(#[from] AuthorityError),
+    Roster(#[from] RosterError),
     /// Capture.
     #[error(transparent)]
     Capture(#[from] CaptureError),
     /// The data plane.
     #[error(transparent)]
     Workers(#[from] WorkersError),
-    /// An address is taken.
-    #[error(
-        "{what} cannot be served on {address}: {error}; free the address, or give another with --{what}-address"
-    )]
-    Listen {
-        /// Which server.
-        what: &'static str,
-        /// Its address.
-        address: SocketAddr,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// The system has no more of something.
-    #[error("{what} could not be set up: {error}; check the limits of the agent's process")]
-    System {
-        /// What.
-        what: &'static str,
-        /// What the system said.
-        error: io::Error,
-    },
+    /// An address is taken, or the system has no more of something.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
     /// A task of the start panicked.
     #[error("a step of the start broke off: {0}; see the log")]
     Broken(#[from] JoinError),
@@ -108,21 +94,10 @@ pub enum NodeError {
 /// # Errors
 /// When it cannot start; the error names what is missing and what to do.
 pub fn run(options: NodeOptions) -> Result<(), NodeError> {
-    let (output, output_thread) =
-        Output::start(options.log_format, io::stdout()).map_err(|error| NodeError::System {
-            what: "the log",
-            error,
-        })?;
+    let (output, output_thread) = Output::start(options.log_format, io::stdout())
+        .map_err(|error| ProcessError::system("the log", error))?;
     let logging = Logging::start(output.clone(), options.log_format, &options.log_level)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(ADMIN_THREADS)
-        .thread_name("admin")
-        .enable_all()
-        .build()
-        .map_err(|error| NodeError::System {
-            what: "the administration",
-            error,
-        })?;
+    let runtime = process::runtime("admin", ADMIN_THREADS)?;
     let result = runtime.block_on(live(options, output, logging));
     runtime.shutdown_background();
     drop(output_thread);
@@ -135,10 +110,8 @@ async fn live(options: NodeOptions, output: Output, logging: Logging) -> Result<
     place::raise_open_files();
     let mut stop = Stop::listen()?;
     let (run_directory, api) = socket::bind(&options.run_dir)?;
-    let api = UnixListener::from_std(api).map_err(|error| NodeError::System {
-        what: "the API",
-        error,
-    })?;
+    let api =
+        UnixListener::from_std(api).map_err(|error| ProcessError::system("the API", error))?;
     let telemetry = Telemetry::new(output, VERSION)?;
     let readiness = Readiness::new();
     let starting = readiness.block("the start");
@@ -156,6 +129,7 @@ async fn live(options: NodeOptions, output: Output, logging: Logging) -> Result<
     };
     let _admin = Server::start("admin", options.admin_address, Arc::new(admin)).await?;
     agent.pods.recover(recovery).await;
+    let roster = Roster::start(&options, &agent.name, Arc::clone(&agent.pods)).await?;
     let api = Server(tokio::spawn(serve(api, Arc::new(Api(agent.clone())))).abort_handle());
     starting.done();
     tracing::info!(version = VERSION, node = %agent.name, pods = agent.pods.len(), "the node is ready");
@@ -164,11 +138,12 @@ async fn live(options: NodeOptions, output: Output, logging: Logging) -> Result<
     let _stopping = readiness.block("the end");
     let drain = options.drain_timeout;
     tracing::info!(drain = %duration::written(drain), "stopping; enrolled pods stay enrolled, their new connections are refused");
-    drop(api);
+    drop((api, roster));
     tokio::select! {
         () = agent.pods.stop(drain) => {}
         () = stop.wait() => tracing::warn!("told to stop again; open connections are cut"),
     }
+    agent.source.stop().await;
     drop(run_directory);
     tracing::info!("stopped");
     Ok(())
@@ -183,8 +158,16 @@ async fn start(
     started: Instant,
 ) -> Result<(Arc<Agent>, Recovery), NodeError> {
     let name = place::node_name(options)?;
-    let (directory, snapshot) = open_source(options).await?;
-    let certificates = open_certificates(options).await?;
+    let Feed {
+        follow,
+        issuer,
+        resolver,
+    } = Feed::open(options, &name).await?;
+    let cache = CacheOptions {
+        lifetime: options.certificate_lifetime,
+        ..CacheOptions::default()
+    };
+    let certificates = CertificateCache::new(issuer, cache, Handle::current());
     let count = place::workers(options);
     let settings = place::capture(options, count)?;
     let (capture, recovery) = spawn_blocking(move || {
@@ -203,20 +186,19 @@ async fn start(
 
     let mesh = SharedMesh::new(Mesh::empty());
     let (changed, changes) = watch::channel(0);
-    let source = Arc::new(Source::new(options.config.clone(), mesh.clone(), changed));
-    source.apply(snapshot);
+    let (source, following) = Source::start(follow, mesh.clone(), changed, &readiness);
     let workers = Workers::start(WorkersConfig {
         workers: count,
         mesh: mesh.clone(),
         changed: changes.clone(),
         telemetry: telemetry.clone(),
         destinations: Arc::new(Filed(capture.destinations())),
+        resolver,
+        runtime: Handle::current(),
     })?;
-    let (watch, vanished) = Watch::start().map_err(|error| NodeError::System {
-        what: "the watch of pods",
-        error,
-    })?;
-    let pods = Arc::new(Pods::new(Parts {
+    let (watch, vanished) =
+        Watch::start().map_err(|error| ProcessError::system("the watch of pods", error))?;
+    let pods = Arc::new(Pods {
         capture,
         workers,
         certificates,
@@ -225,44 +207,24 @@ async fn start(
         watch,
         trust_domain: options.trust_domain.clone(),
         drain: options.drain_timeout,
-    }));
+        turns: Turns::default(),
+    });
     let agent = Arc::new(Agent {
         name,
         started,
         options: options.clone(),
         pods: Arc::clone(&pods),
-        source: Arc::clone(&source),
+        source,
         telemetry: telemetry.clone(),
         logging,
         readiness,
     });
     gauges::add(&agent)?;
-    tokio::spawn(source.follow(directory));
+    tokio::spawn(following);
     tokio::spawn(Arc::clone(&pods).follow_vanished(vanished));
     tokio::spawn(pods.follow_mesh(changes));
     tokio::spawn(maintain(telemetry));
     Ok((agent, recovery))
-}
-
-async fn open_source(options: &NodeOptions) -> Result<(DirectorySource, Snapshot), NodeError> {
-    let (config, settings) = (options.config.clone(), place::mesh(options));
-    Ok(spawn_blocking(move || DirectorySource::open(config, settings)).await??)
-}
-
-async fn open_certificates(options: &NodeOptions) -> Result<CertificateCache, NodeError> {
-    let directory = options
-        .ca_dir
-        .clone()
-        .unwrap_or_else(|| options.run_dir.join("ca"));
-    let trust_domain = options.trust_domain.clone();
-    let open = move || Authority::open(&directory, trust_domain, Arc::new(SystemClock));
-    let authority = spawn_blocking(open).await??;
-    let cache = CacheOptions {
-        lifetime: options.certificate_lifetime,
-        ..CacheOptions::default()
-    };
-    let runtime = tokio::runtime::Handle::current();
-    Ok(CertificateCache::new(Arc::new(authority), cache, runtime))
 }
 
 async fn maintain(telemetry: Telemetry) {
@@ -270,59 +232,5 @@ async fn maintain(telemetry: Telemetry) {
     loop {
         ticks.tick().await;
         telemetry.maintain(Instant::now());
-    }
-}
-
-/// A server that ends when this is dropped.
-struct Server(AbortHandle);
-
-impl Server {
-    async fn start(
-        what: &'static str,
-        address: SocketAddr,
-        handler: Arc<dyn Handler>,
-    ) -> Result<Self, NodeError> {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|error| NodeError::Listen {
-                what,
-                address,
-                error,
-            })?;
-        Ok(Self(tokio::spawn(serve(listener, handler)).abort_handle()))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// The signals that end the node.
-struct Stop {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Stop {
-    fn listen() -> Result<Self, NodeError> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| NodeError::System {
-                what: "the signal handler",
-                error,
-            })
-        };
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn wait(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
     }
 }

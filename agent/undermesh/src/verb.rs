@@ -16,7 +16,7 @@ use undermesh_telemetry::{ConnectionView, PeerView, Security, http::encoded};
 use crate::{
     api::{
         client::{Client, ClientError},
-        types::{CertificateRow, EnrollRequest, LogLevel, Pod, Status},
+        types::{CertificateRow, EnrollRequest, LogLevel, Pod, Source, Status},
     },
     command::{ConfigVerb, EnrollArgs, Form, LogArgs, ReleaseArgs, Talk, TalkVerb},
     duration,
@@ -321,11 +321,7 @@ fn status(status: Status) -> String {
         ),
         (
             "Configuration",
-            format!(
-                "{}, generation {}",
-                source.directory.display(),
-                source.generation
-            ),
+            format!("{}, generation {}", origin(source), source.generation),
         ),
         (
             "Objects",
@@ -346,6 +342,9 @@ fn status(status: Status) -> String {
             output::one_line(&value)
         ));
     }
+    for rejected in source.control_plane.iter().flat_map(|it| &it.rejected) {
+        text.push_str(&format!("  rejected {}\n", output::one_line(rejected)));
+    }
     for finding in &source.diagnostics {
         text.push_str(&format!(
             "  {} {}\n",
@@ -354,6 +353,26 @@ fn status(status: Status) -> String {
         ));
     }
     text
+}
+
+/// Where the configuration comes from, and how that is going.
+fn origin(source: &Source) -> String {
+    if let Some(directory) = &source.directory {
+        return directory.display().to_string();
+    }
+    let Some(plane) = &source.control_plane else {
+        return "-".to_owned();
+    };
+    let state = match (plane.connected, &plane.error) {
+        (true, _) => "connected".to_owned(),
+        (false, Some(error)) => format!("not connected: {error}"),
+        (false, None) => "not connected".to_owned(),
+    };
+    let rejected = match plane.rejected.len() {
+        0 => String::new(),
+        count => format!(", {count} resources rejected"),
+    };
+    format!("{} ({state}){rejected}", plane.address)
 }
 
 fn counted<'a>(counts: impl Iterator<Item = (&'a String, u64)>) -> String {

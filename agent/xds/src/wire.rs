@@ -1,5 +1,10 @@
 //! The messages, generated from the schemas in `proto/`.
 
+/// Type URL of workloads and services, `istio.workload.Address`.
+pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
+/// Type URL of policies, `istio.security.Authorization`.
+pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+
 /// `envoy.service.discovery.v3`: requests and responses of the delta protocol.
 #[allow(missing_docs, clippy::all)]
 pub mod discovery {

@@ -25,6 +25,11 @@ pub const MAX_PODS: u32 = 4096;
 /// Bound of connections captured but not yet taken by the agent, per node.
 pub const MAX_PENDING: u32 = 65_536;
 
+/// Bound of connections of kubelet's that are open at a time; a probe that gave way is judged like any other client.
+pub const MAX_PROBES: u32 = 16_384;
+/// Bound of addresses whose connections are taken for probes.
+pub const MAX_PROBERS: u32 = 64;
+
 /// Slot of the IPv4 plaintext listener in a pod's listener map.
 pub const LISTENER_IPV4: u32 = 0;
 /// Slot of the IPv6 plaintext listener in a pod's listener map.
@@ -92,6 +97,20 @@ pub struct Destination {
     pub padding: u32,
 }
 
+/// Both ends of a connection that kubelet makes, from its first packet until its socket is closed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ProbeKey {
+    /// Kubelet's address.
+    pub source: Address,
+    /// The pod's address.
+    pub destination: Address,
+    /// Kubelet's port, host order.
+    pub source_port: u32,
+    /// The pod's port, host order.
+    pub destination_port: u32,
+}
+
 /// Node-wide settings of the programs, written once before they are attached.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,7 +123,7 @@ pub struct Settings {
 }
 
 /// Version of the layouts in this file; pinned maps of another version are not adopted.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Counters kept by the programs, one slot each of a per-CPU array.
 #[repr(u32)]
@@ -120,16 +139,18 @@ pub enum Counter {
     InboundAssigned = 3,
     /// Inbound plain connections refused because no listener of the agent was there.
     InboundRefused = 4,
+    /// Inbound plain connections left alone because they are probes.
+    Probes = 5,
 }
 
 /// Number of [`Counter`] slots.
-pub const COUNTERS: u32 = 5;
+pub const COUNTERS: u32 = 6;
 
 #[cfg(feature = "user")]
 mod user {
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-    use super::{Address, Destination, FlowKey, Pod, Settings};
+    use super::{Address, Destination, FlowKey, Pod, ProbeKey, Settings};
 
     impl From<IpAddr> for Address {
         fn from(address: IpAddr) -> Self {
@@ -184,6 +205,10 @@ mod user {
     // SAFETY: as above.
     unsafe impl aya::Pod for Destination {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for Address {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ProbeKey {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for Settings {}
 }
 
@@ -197,6 +222,7 @@ mod tests {
         assert_eq!(size_of::<Pod>(), 32);
         assert_eq!(size_of::<FlowKey>(), 8 + 16 + 4 + 4);
         assert_eq!(size_of::<Destination>(), 16 + 4 + 4);
+        assert_eq!(size_of::<ProbeKey>(), 16 + 16 + 4 + 4);
         assert_eq!(size_of::<Settings>(), 8);
         assert_eq!(align_of::<FlowKey>(), 8);
     }

@@ -3,15 +3,21 @@
 //! What arrives over `lo` is the agent's connection to the application, whose socket is bound to `lo`.
 //! The pod's own traffic to its address counts as arrived on that address's device; it is known by
 //! coming from the very address that it goes to, under which nobody outside can finish a handshake.
-//! Port 15008 has a listener of the agent of its own. Everything else belongs to the plaintext
+//! Kubelet's probes go to the application: by the notes of kubelet's own connections, or by their source where
+//! nothing tells kubelet from other processes of the node. Port 15008 has a listener of the agent of its own. Everything else belongs to the plaintext
 //! listener; when the agent is away its slot is empty and the connection is refused.
+use core::ptr::read_volatile;
+
 use aya_ebpf::{
     bindings::{bpf_sk_lookup, sk_action},
-    btf_maps::{PerCpuArray, SockMap},
+    btf_maps::{HashMap, LruHashMap, PerCpuArray, SockMap},
     macros::{btf_map, sk_lookup},
     programs::SkLookupContext,
 };
-use undermesh_abi::{COUNTERS, Counter, INBOUND_HBONE_PORT, LISTENER_IPV4, LISTENER_IPV6};
+use undermesh_abi::{
+    Address, COUNTERS, Counter, INBOUND_HBONE_PORT, LISTENER_IPV4, LISTENER_IPV6, MAX_PROBERS,
+    MAX_PROBES, ProbeKey,
+};
 
 const LOOPBACK_INDEX: u32 = 1;
 const AF_INET: u32 = 2;
@@ -20,6 +26,14 @@ const IPPROTO_TCP: u32 = 6;
 /// The plaintext listeners of this pod.
 #[btf_map]
 pub static LISTENERS: SockMap<2> = SockMap::new();
+
+/// Open connections of kubelet's; the node-wide object writes it.
+#[btf_map]
+pub static PROBES: LruHashMap<ProbeKey, u8, { MAX_PROBES as usize }> = LruHashMap::new();
+
+/// Addresses whose connections are taken for probes.
+#[btf_map]
+pub static PROBERS: HashMap<Address, u8, { MAX_PROBERS as usize }> = HashMap::new();
 
 /// One slot for each counter.
 #[btf_map]
@@ -35,6 +49,10 @@ pub fn assign_plaintext(ctx: SkLookupContext) -> u32 {
         || lookup.local_port == u32::from(INBOUND_HBONE_PORT)
         || is_own(lookup)
     {
+        return sk_action::SK_PASS;
+    }
+    if is_probe(lookup) {
+        count(Counter::Probes);
         return sk_action::SK_PASS;
     }
     let slot = if lookup.family == AF_INET {
@@ -59,6 +77,45 @@ fn is_own(lookup: &bpf_sk_lookup) -> bool {
         && lookup.remote_ip6[1] == lookup.local_ip6[1]
         && lookup.remote_ip6[2] == lookup.local_ip6[2]
         && lookup.remote_ip6[3] == lookup.local_ip6[3]
+}
+
+#[inline(always)]
+fn is_probe(lookup: &bpf_sk_lookup) -> bool {
+    let (source, destination) = ends(lookup);
+    let key = ProbeKey {
+        source,
+        destination,
+        source_port: u16::from_be(lookup.remote_port).into(),
+        destination_port: lookup.local_port,
+    };
+    PROBES.get_ptr(&key).is_some() || PROBERS.get_ptr(&source).is_some()
+}
+
+/// The addresses of the other end and of the pod's. The reads are volatile because the verifier takes them at
+/// fixed offsets alone: the compiler would merge those of the two branches.
+#[inline(always)]
+fn ends(lookup: &bpf_sk_lookup) -> (Address, Address) {
+    // SAFETY: these are fields of a valid context.
+    unsafe {
+        if lookup.family == AF_INET {
+            let remote = read_volatile(&raw const lookup.remote_ip4);
+            let local = read_volatile(&raw const lookup.local_ip4);
+            return (Address::from_ipv4(remote), Address::from_ipv4(local));
+        }
+        let remote = [
+            read_volatile(&raw const lookup.remote_ip6[0]),
+            read_volatile(&raw const lookup.remote_ip6[1]),
+            read_volatile(&raw const lookup.remote_ip6[2]),
+            read_volatile(&raw const lookup.remote_ip6[3]),
+        ];
+        let local = [
+            read_volatile(&raw const lookup.local_ip6[0]),
+            read_volatile(&raw const lookup.local_ip6[1]),
+            read_volatile(&raw const lookup.local_ip6[2]),
+            read_volatile(&raw const lookup.local_ip6[3]),
+        ];
+        (Address(remote), Address(local))
+    }
 }
 
 #[inline(always)]

@@ -4,7 +4,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use undermesh_abi::{
-    COUNTERS, Counter, Destination, FlowKey, MAX_PENDING, MAX_PODS, Pod, Settings,
+    Address, COUNTERS, Counter, Destination, FlowKey, MAX_PENDING, MAX_PODS, MAX_PROBERS,
+    MAX_PROBES, Pod, ProbeKey, Settings,
 };
 
 /// Enrolled pods by network-namespace cookie.
@@ -18,6 +19,15 @@ pub static PENDING: LruHashMap<FlowKey, Destination, { MAX_PENDING as usize }> =
 /// The destination that the owner of a socket asked for; lives and dies with the socket.
 #[btf_map]
 pub static ORIGINAL: SkStorage<Destination> = SkStorage::new();
+
+/// Open connections of kubelet's; the programs of all pods read it.
+#[btf_map]
+pub static PROBES: LruHashMap<ProbeKey, u8, { MAX_PROBES as usize }> = LruHashMap::new();
+
+/// Addresses whose connections are taken for probes; here so that it is there before the first pod, for the
+/// programs of all pods to read.
+#[btf_map]
+pub static PROBERS: HashMap<Address, u8, { MAX_PROBERS as usize }> = HashMap::new();
 
 /// One [`Settings`].
 #[btf_map]

@@ -1,10 +1,12 @@
-//! The node-wide object: outbound capture, attached once to the cgroup above the pods.
+//! The node-wide object: outbound capture, attached once to the cgroup above the pods, and notes of kubelet's probes.
 #![no_std]
 #![no_main]
 
 mod connect;
+mod ends;
 mod maps;
 mod peername;
+mod probe;
 mod sockops;
 
 #[panic_handler]

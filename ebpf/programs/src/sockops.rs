@@ -2,8 +2,6 @@
 //!
 //! At `TCP_CONNECT` the source port is chosen and no packet has left, so the entry is there before
 //! the agent can accept the connection. The agent takes it by the peer address of the accepted socket.
-use core::ptr::read_volatile;
-
 use aya_ebpf::{
     EbpfContext as _,
     bindings::BPF_SOCK_OPS_TCP_CONNECT_CB,
@@ -12,11 +10,13 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use aya_log_ebpf::warn;
-use undermesh_abi::{Address, Counter, Destination, FlowKey, OUTBOUND_PORT};
+use undermesh_abi::{Counter, Destination, FlowKey, OUTBOUND_PORT};
 
-use crate::maps::{ORIGINAL, PENDING, count};
+use crate::{
+    ends::near_end,
+    maps::{ORIGINAL, PENDING, count},
+};
 
-const AF_INET: u32 = 2;
 const IPPROTO_TCP: i32 = 6;
 const TCP_CONGESTION: i32 = 13;
 
@@ -84,27 +84,5 @@ fn file(ctx: &SockOpsContext) {
             ctx,
             "no room to file a captured connection; it will be refused"
         );
-    }
-}
-
-/// The application's address; a v4-mapped socket has it mapped already.
-#[inline(always)]
-fn near_end(ctx: &SockOpsContext) -> Address {
-    // SAFETY: the kernel passes a valid context. The reads are volatile because the verifier takes them
-    // at fixed offsets alone: the compiler would merge those of the two branches.
-    unsafe {
-        let ops = ctx.ops;
-        let ipv4 = read_volatile(&raw const (*ops).local_ip4);
-        let ipv6 = [
-            read_volatile(&raw const (*ops).local_ip6[0]),
-            read_volatile(&raw const (*ops).local_ip6[1]),
-            read_volatile(&raw const (*ops).local_ip6[2]),
-            read_volatile(&raw const (*ops).local_ip6[3]),
-        ];
-        if ctx.family() == AF_INET {
-            Address::from_ipv4(ipv4)
-        } else {
-            Address(ipv6)
-        }
     }
 }

@@ -12,6 +12,7 @@ mod bed;
 mod inbound;
 mod lifecycle;
 mod outbound;
+mod probes;
 
 use libtest_mimic::{Arguments, Completion, Trial};
 
@@ -27,6 +28,7 @@ fn main() {
         .iter()
         .chain(inbound::TESTS)
         .chain(lifecycle::TESTS)
+        .chain(probes::TESTS)
     {
         trials.push(Trial::ignorable_test(*name, move || {
             if !root {

@@ -1,29 +1,32 @@
 //! `v1`: Namespace, Node, Pod, Service.
 use std::{net::IpAddr, sync::Arc};
 
+use undermesh_model::service::{AppProtocol, IpFamilies};
+
 use super::{
     field::{Fields, Labels, Node as Field},
     metadata::Metadata,
     names::{self, Form},
+    protocol,
 };
 use crate::value::Value;
 
 /// A namespace; only its labels matter.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Namespace {
     /// Metadata.
     pub metadata: Metadata,
 }
 
 /// A node; only its labels matter.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     /// Metadata.
     pub metadata: Metadata,
 }
 
 /// A pod.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Pod {
     /// Metadata.
     pub metadata: Metadata,
@@ -39,8 +42,8 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// Whether it has ended.
     pub terminal: bool,
-    /// Condition `Ready`; unknown counts as ready.
-    pub ready: bool,
+    /// Condition `Ready`, when it is listed.
+    pub ready: Option<bool>,
 }
 
 const POD_FIELDS: &[&str] = &[
@@ -102,9 +105,9 @@ impl Pod {
         let phase = in_status("phase").and_then(|node| node.text());
         Self {
             service_account: account
-                .and_then(|node| node.name(Form::Subdomain))
+                .and_then(|node| node.shared_name(Form::Subdomain))
                 .unwrap_or_else(|| Arc::from("default")),
-            node: in_spec("nodeName").and_then(|node| node.name(Form::Subdomain)),
+            node: in_spec("nodeName").and_then(|node| node.shared_name(Form::Subdomain)),
             host_network: in_spec("hostNetwork").and_then(|node| node.boolean()) == Some(true),
             ports: containers
                 .flat_map(|list| list.items())
@@ -112,8 +115,7 @@ impl Pod {
                 .collect(),
             addresses: status.as_ref().map(pod_addresses).unwrap_or_default(),
             terminal: matches!(phase, Some("Succeeded" | "Failed")),
-            ready: in_status("conditions")
-                .is_none_or(|list| condition(&list, "Ready") != Some(false)),
+            ready: in_status("conditions").and_then(|list| condition(&list, "Ready")),
             metadata,
         }
     }
@@ -128,8 +130,10 @@ fn container_ports(container: &Field<'_>) -> Vec<(Arc<str>, u16)> {
             .get("protocol")
             .and_then(|node| node.text())
             .unwrap_or("TCP");
-        let name = fields.get("name")?.filled_text()?;
-        (protocol == "TCP").then(|| (Arc::from(name), number))
+        let name = fields.get("name")?;
+        name.filled_text()?;
+        let name = name.shared_text()?;
+        (protocol == "TCP").then_some((name, number))
     };
     fields.items("ports").iter().filter_map(named).collect()
 }
@@ -164,7 +168,7 @@ pub(super) fn condition(list: &Field<'_>, kind: &str) -> Option<bool> {
 }
 
 /// A Service.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     /// Metadata.
     pub metadata: Metadata,
@@ -176,8 +180,10 @@ pub struct Service {
     pub selector: Labels,
     /// Whether only endpoints on the client's node serve.
     pub local: bool,
-    /// Which endpoints are preferred.
-    pub distribution: Distribution,
+    /// Which endpoints are preferred; unset is what the namespace says.
+    pub distribution: Option<Distribution>,
+    /// The address families that it offers.
+    pub families: IpFamilies,
     /// Whether unready endpoints serve.
     pub publish_not_ready: bool,
 }
@@ -214,6 +220,8 @@ pub struct ServicePort {
     pub port: u16,
     /// Port of the endpoints.
     pub target: Target,
+    /// What is spoken on it, as far as it says.
+    pub protocol: AppProtocol,
 }
 
 /// Port of endpoints.
@@ -249,7 +257,7 @@ const SERVICE_FIELDS: &[&str] = &[
     "type",
 ];
 
-/// Istio's annotation for what `spec.trafficDistribution` says.
+/// Istio's annotation for what `spec.trafficDistribution` says, on Services, ServiceEntries and namespaces.
 const DISTRIBUTION_ANNOTATION: &str = "networking.istio.io/traffic-distribution";
 
 impl Service {
@@ -259,7 +267,6 @@ impl Service {
             .required("spec")
             .map(|node| node.fields(SERVICE_FIELDS));
         let get = |name| spec.as_ref().and_then(|spec| spec.get(name));
-        let annotated = metadata.annotations.get(DISTRIBUTION_ANNOTATION);
         Self {
             form: spec.as_ref().map_or(ServiceForm::Headless, service_form),
             ports: spec
@@ -275,11 +282,10 @@ impl Service {
             local: get("internalTrafficPolicy")
                 .and_then(|node| node.choice(&[("Local", true), ("Cluster", false)]))
                 .unwrap_or(false),
-            distribution: match (get("trafficDistribution"), annotated) {
-                (Some(node), _) => distribution_field(&node),
-                (None, Some(text)) => distribution(text).unwrap_or_default(),
-                (None, None) => Distribution::Any,
-            },
+            distribution: get("trafficDistribution")
+                .map(|node| distribution_field(&node))
+                .or_else(|| Distribution::annotated(&metadata)),
+            families: spec.as_ref().map(families).unwrap_or_default(),
             publish_not_ready: get("publishNotReadyAddresses")
                 .and_then(|node| node.boolean())
                 .unwrap_or(false),
@@ -318,6 +324,27 @@ fn service_form(spec: &Fields<'_>) -> ServiceForm {
         );
     }
     ServiceForm::Virtual(addresses)
+}
+
+fn families(spec: &Fields<'_>) -> IpFamilies {
+    let listed = spec.items("ipFamilies");
+    let choices = [
+        ("IPv4", IpFamilies::Ipv4Only),
+        ("IPv6", IpFamilies::Ipv6Only),
+    ];
+    match &listed[..] {
+        [] => IpFamilies::Automatic,
+        [one] => one.choice(&choices).unwrap_or_default(),
+        _ => IpFamilies::Dual,
+    }
+}
+
+impl Distribution {
+    /// What an annotation says.
+    pub fn annotated(metadata: &Metadata) -> Option<Self> {
+        let text = metadata.annotations.get(DISTRIBUTION_ANNOTATION)?;
+        distribution(text)
+    }
 }
 
 fn distribution(text: &str) -> Option<Distribution> {
@@ -360,14 +387,14 @@ impl ServicePort {
             Some(target) => Target::read(&target, port)?,
             None => Target::Number(port),
         };
-        let name = fields
-            .get("name")
-            .and_then(|node| node.text())
-            .unwrap_or_default();
-        protocol.unwrap_or(Some(true))?.then(|| Self {
-            name: Arc::from(name),
+        let text = |name| fields.get(name).and_then(|node| node.shared_text());
+        let name = text("name").unwrap_or_default();
+        let spoken = protocol::of_service_port(port, &name, text("appProtocol").as_deref());
+        protocol.unwrap_or(Some(true))?.then_some(Self {
+            name,
             port,
             target,
+            protocol: spoken,
         })
     }
 }
@@ -378,7 +405,7 @@ impl Target {
             // What the API server stores for "same as the port".
             Value::Integer(0) => Some(Self::Number(port)),
             Value::Text(text) if names::port(text).is_some() => names::port(text).map(Self::Number),
-            Value::Text(_) => node.name(Form::Label).map(Self::Name),
+            Value::Text(_) => node.shared_name(Form::Label).map(Self::Name),
             _ => node.port().map(Self::Number),
         }
     }

@@ -22,7 +22,7 @@ const ENDPOINT_FIELDS: &[&str] = &[
 ];
 
 /// A part of the endpoints of a Service.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EndpointSlice {
     /// Metadata.
     pub metadata: Metadata,
@@ -35,7 +35,7 @@ pub struct EndpointSlice {
 }
 
 /// Addresses of one backend.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Endpoint {
     /// Interchangeable addresses.
     pub addresses: Vec<IpAddr>,
@@ -96,7 +96,7 @@ impl Endpoint {
         let ready = conditions
             .and_then(|it| it.get("ready"))
             .and_then(|node| node.boolean());
-        let text = |name| fields.get(name).and_then(|node| node.text()).map(Arc::from);
+        let text = |name| fields.get(name).and_then(|node| node.shared_text());
         Self {
             addresses: addresses.iter().filter_map(Node::address).collect(),
             ready: ready.unwrap_or(true),
@@ -116,7 +116,7 @@ fn pod_reference(node: &Node<'_>, namespace: &Arc<str>) -> Option<(Arc<str>, Arc
     }
     let name = fields.required("name")?.name(Form::Subdomain)?;
     let namespace = match fields.get("namespace") {
-        Some(node) => node.name(Form::Label)?,
+        Some(node) => node.shared_name(Form::Label)?,
         None => namespace.clone(),
     };
     Some((namespace, name))
@@ -132,11 +132,8 @@ impl EndpointPort {
         let port = fields.get("port")?.port()?;
         let name = fields
             .get("name")
-            .and_then(|node| node.text())
+            .and_then(|node| node.shared_text())
             .unwrap_or_default();
-        (protocol == "TCP").then(|| Self {
-            name: Arc::from(name),
-            port,
-        })
+        (protocol == "TCP").then_some(Self { name, port })
     }
 }

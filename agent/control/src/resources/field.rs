@@ -3,7 +3,7 @@ use std::{cell::RefCell, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
-use super::names;
+use super::{names, strings::Strings};
 use crate::{
     diagnostic::{Severity, quote},
     path::{Path, Step},
@@ -29,15 +29,18 @@ pub struct Problem {
 /// Gathers the problems of one object.
 #[derive(Debug)]
 pub struct Report {
-    unknown_field: Severity,
+    unknown_field: Option<Severity>,
+    strings: Strings,
     problems: RefCell<Vec<Problem>>,
 }
 
 impl Report {
-    /// A report in which an unknown field counts as `unknown_field`.
-    pub fn new(unknown_field: Severity) -> Self {
+    /// A report in which an unknown field counts as `unknown_field`, or not at all. Texts that objects share
+    /// come from `strings`.
+    pub fn new(unknown_field: Option<Severity>, strings: &Strings) -> Self {
         Self {
             unknown_field,
+            strings: strings.clone(),
             problems: RefCell::default(),
         }
     }
@@ -150,6 +153,9 @@ impl<'a> Node<'a> {
     /// The fields of a map; those that are not `known` are reported.
     pub fn fields(&self, known: &'static [&'static str]) -> Fields<'a> {
         let fields = self.any_fields();
+        let Some(severity) = self.report.unknown_field else {
+            return fields;
+        };
         for (key, _) in fields
             .entries
             .iter()
@@ -160,12 +166,8 @@ impl<'a> Node<'a> {
                 None => "remove it".to_owned(),
             };
             let path = self.path.key(key.clone());
-            self.report.add(
-                self.report.unknown_field,
-                &path,
-                "is not a field of this kind",
-                remedy,
-            );
+            self.report
+                .add(severity, &path, "is not a field of this kind", remedy);
         }
         fields
     }
@@ -289,8 +291,22 @@ impl<'a> Node<'a> {
         network.map(|network| network.trunc())
     }
 
+    /// A text that many objects share.
+    pub fn shared_text(&self) -> Option<Arc<str>> {
+        Some(self.report.strings.get(self.text()?))
+    }
+
+    /// A name of the given form that many objects share.
+    pub fn shared_name(&self, form: names::Form) -> Option<Arc<str>> {
+        Some(self.report.strings.get(self.checked_name(form)?))
+    }
+
     /// A name of the given form.
     pub fn name(&self, form: names::Form) -> Option<Arc<str>> {
+        self.checked_name(form).map(Arc::from)
+    }
+
+    fn checked_name(&self, form: names::Form) -> Option<&'a str> {
         let text = self.filled_text()?;
         if !form.accepts(text) {
             self.error(
@@ -299,7 +315,7 @@ impl<'a> Node<'a> {
             );
             return None;
         }
-        Some(Arc::from(text))
+        Some(text)
     }
 
     /// One of the `choices`.
@@ -321,11 +337,18 @@ impl<'a> Node<'a> {
 
     /// A map of texts, as labels are.
     pub fn texts(&self) -> Labels {
+        self.texts_of(|_| true)
+    }
+
+    /// A map of texts, of which only some keys are kept.
+    pub fn texts_of(&self, keep: impl Fn(&str) -> bool) -> Labels {
+        let strings = &self.report.strings;
         let fields = self.any_fields();
-        let entries = fields
-            .each()
-            .filter_map(|(key, node)| Some((Arc::from(key), Arc::from(node.text()?))));
-        Labels(entries.collect())
+        let read = |(key, node): (&str, Node<'_>)| {
+            let text = node.text()?;
+            keep(key).then(|| (strings.get(key), strings.get(text)))
+        };
+        fields.each().filter_map(read).collect()
     }
 
     fn expected(&self, what: &str) {
@@ -352,7 +375,8 @@ impl<'a> Fields<'a> {
         let path = self.node.path.key(name);
         if *value == Value::Null {
             // Kubernetes drops it; in a policy it could have narrowed what is allowed.
-            if self.node.report.unknown_field == Severity::Error && !self.node.path.is_root() {
+            let in_spec = self.node.path.steps().first() == Some(&Step::Key("spec".into()));
+            if self.node.report.unknown_field == Some(Severity::Error) && in_spec {
                 self.node.report.add(
                     Severity::Error,
                     &path,
@@ -409,14 +433,23 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Labels or annotations.
+/// Labels or annotations, in the order of their keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Labels(pub BTreeMap<Arc<str>, Arc<str>>);
+pub struct Labels(Box<[(Arc<str>, Arc<str>)]>);
+
+impl FromIterator<(Arc<str>, Arc<str>)> for Labels {
+    /// Of two entries with one key the later counts.
+    fn from_iter<I: IntoIterator<Item = (Arc<str>, Arc<str>)>>(entries: I) -> Self {
+        let sorted: BTreeMap<Arc<str>, Arc<str>> = entries.into_iter().collect();
+        Self(sorted.into_iter().collect())
+    }
+}
 
 impl Labels {
     /// The value of a label.
     pub fn get(&self, key: &str) -> Option<&Arc<str>> {
-        self.0.get(key)
+        let place = self.0.binary_search_by(|(own, _)| (**own).cmp(key)).ok()?;
+        Some(&self.0[place].1)
     }
 
     /// Whether the label is there with that value.
@@ -427,6 +460,12 @@ impl Labels {
     /// Whether every label of `wanted` is there with its value.
     pub fn include(&self, wanted: &Self) -> bool {
         wanted.0.iter().all(|(key, value)| self.is(key, value))
+    }
+
+    /// These, and those of `over`, which count where both have a key.
+    #[must_use]
+    pub fn overlaid(&self, over: &Self) -> Self {
+        self.0.iter().chain(&over.0).cloned().collect()
     }
 
     /// Whether there are none.

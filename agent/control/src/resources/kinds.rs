@@ -3,7 +3,7 @@ use super::names;
 use crate::diagnostic::{Severity, quote};
 
 /// A kind that the translation uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// Labels that enroll pods.
     Namespace,
@@ -23,6 +23,10 @@ pub enum Kind {
     PeerAuthentication,
     /// Who may connect.
     AuthorizationPolicy,
+    /// A waypoint.
+    Gateway,
+    /// What waypoints of one class have in common.
+    GatewayClass,
 }
 
 const OBJECT_FIELDS: &[&str] = &["apiVersion", "kind", "metadata", "spec", "status"];
@@ -35,7 +39,31 @@ const SLICE_FIELDS: &[&str] = &[
     "ports",
 ];
 
+/// Who wrote an object as it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer {
+    /// A person: what is not known may be a mistake.
+    Person,
+    /// An API server, which has checked it by a schema that may be newer than this program.
+    Server,
+}
+
 impl Kind {
+    /// All of them.
+    pub const ALL: &[Self] = &[
+        Self::Namespace,
+        Self::Node,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::ServiceEntry,
+        Self::WorkloadEntry,
+        Self::PeerAuthentication,
+        Self::AuthorizationPolicy,
+        Self::Gateway,
+        Self::GatewayClass,
+    ];
+
     /// Its name in manifests.
     pub fn name(self) -> &'static str {
         match self {
@@ -48,19 +76,53 @@ impl Kind {
             Self::WorkloadEntry => "WorkloadEntry",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::Gateway => "Gateway",
+            Self::GatewayClass => "GatewayClass",
         }
+    }
+
+    /// Its name in the paths of an API server.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Namespace => "namespaces",
+            Self::Node => "nodes",
+            Self::Pod => "pods",
+            Self::Service => "services",
+            Self::EndpointSlice => "endpointslices",
+            Self::ServiceEntry => "serviceentries",
+            Self::WorkloadEntry => "workloadentries",
+            Self::PeerAuthentication => "peerauthentications",
+            Self::AuthorizationPolicy => "authorizationpolicies",
+            Self::Gateway => "gateways",
+            Self::GatewayClass => "gatewayclasses",
+        }
+    }
+
+    /// Its API group; empty for the core group.
+    pub fn group(self) -> &'static str {
+        self.home().map_or("", |group| group.name)
+    }
+
+    /// The versions of its group that are read, the preferred one first.
+    pub fn versions(self) -> &'static [&'static str] {
+        self.home().map_or(&[], |group| group.versions)
+    }
+
+    fn home(self) -> Option<&'static Group> {
+        GROUPS.iter().find(|group| group.used.contains(&self))
     }
 
     /// Whether its objects live in namespaces.
     pub fn is_namespaced(self) -> bool {
-        !matches!(self, Self::Namespace | Self::Node)
+        !matches!(self, Self::Namespace | Self::Node | Self::GatewayClass)
     }
 
     /// How an unknown field counts: in a policy it could have narrowed what is allowed.
-    pub fn unknown_field(self) -> Severity {
-        match self {
-            Self::PeerAuthentication | Self::AuthorizationPolicy => Severity::Error,
-            _ => Severity::Warning,
+    pub fn unknown_field(self, writer: Writer) -> Option<Severity> {
+        match (self, writer) {
+            (Self::PeerAuthentication | Self::AuthorizationPolicy, _) => Some(Severity::Error),
+            (_, Writer::Person) => Some(Severity::Warning),
+            (_, Writer::Server) => None,
         }
     }
 
@@ -128,6 +190,21 @@ const GROUPS: &[Group] = &[
         used: &[Kind::PeerAuthentication, Kind::AuthorizationPolicy],
         noted: &["RequestAuthentication"],
     },
+    Group {
+        name: "gateway.networking.k8s.io",
+        versions: &["v1", "v1beta1", "v1alpha2", "v1alpha3"],
+        used: &[Kind::Gateway, Kind::GatewayClass],
+        noted: &[
+            "BackendTLSPolicy",
+            "GRPCRoute",
+            "HTTPRoute",
+            "ListenerSet",
+            "ReferenceGrant",
+            "TCPRoute",
+            "TLSRoute",
+            "UDPRoute",
+        ],
+    },
 ];
 
 /// Groups of which nothing is used.
@@ -136,7 +213,6 @@ const NOTED_GROUPS: &[&str] = &[
     "autoscaling",
     "batch",
     "extensions.istio.io",
-    "gateway.networking.k8s.io",
     "networking.k8s.io",
     "policy",
     "telemetry.istio.io",

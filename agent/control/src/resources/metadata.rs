@@ -32,22 +32,61 @@ const FIELDS: &[&str] = &[
     "uid",
 ];
 
+/// The annotations that the translation reads; others can be large and are dropped.
+const KEPT_ANNOTATIONS: &[&str] = &[
+    "ambient.istio.io/redirection",
+    "ambient.istio.io/waypoint-inbound-binding",
+    "istio.io/dry-run",
+    "istio.io/use-waypoint-canary-weight",
+    "networking.istio.io/traffic-distribution",
+    "sidecar.istio.io/status",
+    "undermesh.io/node",
+];
+
 /// Where an object was read.
 #[derive(Clone, Debug)]
-pub struct Origin {
-    /// The document that holds it.
-    pub document: Arc<Document>,
-    /// Its place in the document: the root, or an item of a List.
-    pub place: Path,
+pub enum Origin {
+    /// In a file.
+    Document {
+        /// The document that holds it.
+        document: Arc<Document>,
+        /// Its place in the document: the root, or an item of a List.
+        place: Path,
+    },
+    /// From an API server: its key says all.
+    Cluster,
+}
+
+impl PartialEq for Origin {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Cluster, Self::Cluster) => true,
+            (
+                Self::Document { document, place },
+                Self::Document {
+                    document: other,
+                    place: other_place,
+                },
+            ) => Arc::ptr_eq(document, other) && place == other_place,
+            _ => false,
+        }
+    }
 }
 
 impl Origin {
     /// A finding about the object that was read here.
     pub fn diagnostic(&self, resource: Option<Key>, problem: Problem) -> Diagnostic {
+        let (file, line) = match self {
+            Self::Document { document, place } => (
+                document.file.clone(),
+                document.line_of(&place.join(&problem.path)),
+            ),
+            Self::Cluster => (Arc::default(), 0),
+        };
         Diagnostic {
             severity: problem.severity,
-            file: self.document.file.clone(),
-            line: self.document.line_of(&self.place.join(&problem.path)),
+            file,
+            line,
             resource,
             field: problem.path,
             message: problem.message,
@@ -57,11 +96,20 @@ impl Origin {
 
     /// `file:line` of the object.
     pub fn place(&self) -> String {
-        format!(
-            "{}:{}",
-            self.document.file,
-            self.document.line_of(&self.place)
-        )
+        match self {
+            Self::Document { document, place } => {
+                format!("{}:{}", document.file, document.line_of(place))
+            }
+            Self::Cluster => "the cluster".to_owned(),
+        }
+    }
+
+    /// The file that it was read from.
+    pub fn file(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Document { document, .. } => Some(&document.file),
+            Self::Cluster => None,
+        }
     }
 }
 
@@ -69,19 +117,19 @@ impl Origin {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// Its kind.
-    pub kind: String,
+    pub kind: Arc<str>,
     /// Its name.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 /// `metadata` of an object.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Metadata {
     /// Kind, namespace and name.
     pub key: Key,
     /// Labels.
     pub labels: Labels,
-    /// Annotations.
+    /// The annotations that the translation reads.
     pub annotations: Labels,
     /// When it was made; manifests seldom say.
     pub created: Option<OffsetDateTime>,
@@ -103,9 +151,9 @@ impl Metadata {
         };
         let name = fields.required("name").and_then(|node| node.name(form));
         let namespace = match fields.get("namespace") {
-            Some(node) if kind.is_namespaced() => node.name(Form::Label),
+            Some(node) if kind.is_namespaced() => node.shared_name(Form::Label),
             None if kind.is_namespaced() => Some(Arc::from(DEFAULT_NAMESPACE)),
-            _ => Some(Arc::from("")),
+            _ => Some(Arc::default()),
         };
         let labels = fields
             .get("labels")
@@ -113,7 +161,7 @@ impl Metadata {
             .unwrap_or_default();
         let annotations = fields
             .get("annotations")
-            .map(|node| node.texts())
+            .map(|node| node.texts_of(|key| KEPT_ANNOTATIONS.contains(&key)))
             .unwrap_or_default();
         let created = fields
             .get("creationTimestamp")
@@ -168,9 +216,9 @@ fn controller(fields: &Fields<'_>) -> Option<Owner> {
     let owner = owners
         .find(|owner| owner.get("controller").and_then(|node| node.boolean()) == Some(true))?;
     let text = |name| {
-        owner
-            .required(name)
-            .and_then(|node| node.filled_text().map(str::to_owned))
+        let node = owner.required(name)?;
+        node.filled_text()?;
+        node.shared_text()
     };
     Some(Owner {
         kind: text("kind")?,

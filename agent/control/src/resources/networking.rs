@@ -2,13 +2,17 @@
 use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
-use undermesh_model::Locality;
+use undermesh_model::{
+    Locality,
+    service::{AppProtocol, Visibility},
+};
 
 use super::{
     core::condition,
     field::{Fields, Labels, Node},
     metadata::Metadata,
     names::Form,
+    protocol,
 };
 use crate::{diagnostic::quote, value::Value};
 
@@ -24,7 +28,7 @@ pub enum Address {
 }
 
 /// What a WorkloadEntry and an endpoint of a ServiceEntry have in common.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     /// Address.
     pub address: Address,
@@ -55,7 +59,7 @@ const ENTRY_FIELDS: &[&str] = &[
 impl Entry {
     fn read(node: &Node<'_>) -> Self {
         let fields = node.fields(ENTRY_FIELDS);
-        let text = |name| fields.get(name).and_then(|node| node.text()).map(Arc::from);
+        let text = |name| fields.get(name).and_then(|node| node.shared_text());
         let account = fields
             .get("serviceAccount")
             .filter(|node| node.value().as_text() != Some(""));
@@ -63,7 +67,7 @@ impl Entry {
         let ports = ports
             .iter()
             .flat_map(|ports| ports.each().collect::<Vec<_>>());
-        let network: Arc<str> = text("network").unwrap_or_else(|| Arc::from(""));
+        let network = text("network").unwrap_or_default();
         Self {
             address: address(&fields, &network),
             ports: ports
@@ -76,7 +80,7 @@ impl Entry {
             locality: text("locality").map(|text: Arc<str>| locality(&text)),
             weight: fields.get("weight").and_then(|node| weight(&node)),
             service_account: account
-                .and_then(|node| node.name(Form::Subdomain))
+                .and_then(|node| node.shared_name(Form::Subdomain))
                 .unwrap_or_else(|| Arc::from("default")),
             network,
         }
@@ -145,11 +149,11 @@ fn weight(node: &Node<'_>) -> Option<u32> {
 }
 
 /// A workload outside Kubernetes, such as a virtual machine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct WorkloadEntry {
     /// Metadata.
     pub metadata: Metadata,
-    /// What it says.
+    /// What it says; its labels are those of the metadata, overlaid by its own.
     pub entry: Entry,
     /// Condition `Healthy`; unknown counts as healthy.
     pub healthy: bool,
@@ -161,9 +165,11 @@ impl WorkloadEntry {
         let status = fields.get("status").map(|node| node.any_fields());
         let conditions = status.and_then(|status| status.get("conditions"));
         let healthy = conditions.is_none_or(|list| condition(&list, "Healthy") != Some(false));
+        let mut entry = Entry::read(&fields.required("spec")?);
+        entry.labels = metadata.labels.overlaid(&entry.labels);
         Some(Self {
             metadata,
-            entry: Entry::read(&fields.required("spec")?),
+            entry,
             healthy,
         })
     }
@@ -181,7 +187,7 @@ pub enum Resolution {
 }
 
 /// A service that is not of this cluster, or of virtual machines.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ServiceEntry {
     /// Metadata.
     pub metadata: Metadata,
@@ -201,8 +207,10 @@ pub struct ServiceEntry {
     pub selector: Option<Labels>,
     /// Other identities that its endpoints may have.
     pub subject_alt_names: Vec<String>,
-    /// Whether it limits who may see it.
-    pub has_export_to: bool,
+    /// Who sees it; `None` is nobody.
+    pub visibility: Option<Visibility>,
+    /// Whether it names namespaces that may see it.
+    pub names_namespaces: bool,
 }
 
 /// A TCP port of a ServiceEntry.
@@ -214,6 +222,8 @@ pub struct EntryPort {
     pub port: u16,
     /// Port of the endpoints.
     pub target: u16,
+    /// What is spoken on it.
+    pub protocol: AppProtocol,
 }
 
 const SERVICE_ENTRY_FIELDS: &[&str] = &[
@@ -255,6 +265,8 @@ impl ServiceEntry {
             first.error("stands beside workloadSelector", "keep one of the two");
         }
         let names = spec.items("subjectAltNames");
+        let export = spec.items("exportTo");
+        let export: Vec<Arc<str>> = export.iter().filter_map(Node::shared_text).collect();
         Some(Self {
             hosts: hosts
                 .iter()
@@ -281,12 +293,20 @@ impl ServiceEntry {
                 .iter()
                 .filter_map(|node| node.filled_text().map(str::to_owned))
                 .collect(),
-            has_export_to: spec
-                .items("exportTo")
-                .iter()
-                .any(|node| node.value().as_text() != Some("*")),
+            visibility: visibility(&export),
+            names_namespaces: export.iter().any(|it| !matches!(&**it, "*" | "." | "~")),
             metadata,
         })
+    }
+}
+
+/// `exportTo`: `.` is the own namespace, `~` nobody, `*` or nothing everybody.
+fn visibility(export: &[Arc<str>]) -> Option<Visibility> {
+    let all = |sign: &str| !export.is_empty() && export.iter().all(|it| **it == *sign);
+    match (all("."), all("~")) {
+        (true, _) => Some(Visibility::Namespace),
+        (_, true) => None,
+        _ => Some(Visibility::Public),
     }
 }
 
@@ -316,19 +336,21 @@ fn assigned(fields: &Fields<'_>) -> Vec<(Arc<str>, IpAddr)> {
 impl EntryPort {
     fn read(node: &Node<'_>) -> Option<Self> {
         let fields = node.fields(&["name", "number", "protocol", "targetPort"]);
-        let name = fields.required("name")?.filled_text()?;
+        let name = fields.required("name")?;
+        name.filled_text()?;
         let port = fields.required("number")?.port()?;
         let target = fields
             .get("targetPort")
             .map_or(Some(port), |node| node.port())?;
-        let protocol = fields
+        let spoken = fields
             .get("protocol")
             .and_then(|node| node.text())
             .unwrap_or("TCP");
-        (!protocol.eq_ignore_ascii_case("UDP")).then(|| Self {
-            name: Arc::from(name),
+        (!spoken.eq_ignore_ascii_case("UDP")).then(|| Self {
+            name: name.shared_text().unwrap_or_default(),
             port,
             target,
+            protocol: protocol::named(spoken),
         })
     }
 }

@@ -37,7 +37,7 @@ const MODES: &[(&str, Mode)] = &[
 ];
 
 /// Whether the workloads it selects accept plain connections.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PeerAuthentication {
     /// Metadata.
     pub metadata: Metadata,
@@ -131,7 +131,7 @@ fn selection_is_certain(report: &Report) -> bool {
 const SELECTION_FIELDS: &[&str] = &["selector", "targetRef", "targetRefs"];
 
 /// Who may connect to the workloads it selects.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AuthorizationPolicy {
     /// Metadata.
     pub metadata: Metadata,

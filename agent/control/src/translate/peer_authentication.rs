@@ -1,191 +1,179 @@
 //! PeerAuthentications to policies that refuse peers without an identity, as istiod converts them.
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use undermesh_model::policy::{
     Action, Clause, Enforcement, Match, Policy, Rule, Scope, StringMatch,
 };
 
-use super::{Findings, Inventory, spec, workloads::Member};
+use super::{
+    findings::{Findings, spec},
+    inventory::Inventory,
+};
 use crate::{
     diagnostic::Severity,
     path::Path,
-    resources::security::{Mode, PeerAuthentication},
+    resources::{
+        field::Labels,
+        security::{Mode, PeerAuthentication},
+    },
     settings::Settings,
 };
 
 /// Istio's name, in the root namespace, of the policy that every strict workload lists.
 const STATIC_STRICT: &str = "istio_converted_static_strict";
 
-/// Makes the policies and lists them in the workloads they are for.
-pub(super) fn translate(
-    inventory: &Inventory<'_>,
-    settings: &Settings,
-    members: &mut [Member<'_>],
-    findings: &mut Findings,
-) -> Vec<Policy> {
-    if inventory.peer_authentications.is_empty() {
-        return Vec::new();
-    }
-    let ranking = Ranking::new(inventory, settings, findings);
-    let all_ports = deny(
-        &settings.root_namespace,
-        STATIC_STRICT,
-        vec![anonymous(Match::default())],
-    );
-    let strict: Arc<str> = all_ports.key().into();
-    let mut policies = vec![all_ports];
-    for (source, demand) in &ranking.selected {
-        policies.extend(demand.policy(source));
-    }
-    for member in members {
-        let demanded = match ranking.winner(member) {
-            Some((source, Demand::Ports(_))) => Some(converted_key(source)),
-            Some((_, Demand::Everywhere)) => Some(strict.clone()),
-            Some((_, Demand::Nowhere)) => None,
-            None => (ranking.wide_mode(&member.workload.namespace) == Mode::Strict)
-                .then(|| strict.clone()),
-        };
-        member.workload.policies.extend(demanded);
-    }
-    policies
+/// The policy that every strict workload lists. There is one as soon as there is any PeerAuthentication.
+pub(crate) fn static_strict(settings: &Settings) -> Policy {
+    let rules = vec![anonymous(Match::default())];
+    deny(&settings.root_namespace, STATIC_STRICT, rules)
 }
 
-/// Which PeerAuthentication counts where: one with a selector before its namespace's before the mesh's, and of
-/// several on one level the oldest.
-struct Ranking<'a> {
-    mesh: Mode,
-    namespaces: HashMap<&'a str, Mode>,
-    /// Those with a selector, oldest first.
-    selected: Vec<(&'a PeerAuthentication, Demand)>,
-}
-
-/// Where the workloads of a PeerAuthentication with a selector refuse plain connections.
-enum Demand {
-    Everywhere,
-    Nowhere,
-    /// On some ports only, by these rules.
-    Ports(Vec<Rule>),
-}
-
-impl<'a> Ranking<'a> {
-    fn new(inventory: &Inventory<'a>, settings: &Settings, findings: &mut Findings) -> Self {
-        let mut sources = inventory.peer_authentications.clone();
-        sources.sort_by_key(|source| source.metadata.age());
-        let mut wide: HashMap<&str, &PeerAuthentication> = HashMap::new();
-        let mut narrow = Vec::new();
-        for source in sources {
-            let namespace = &**source.metadata.namespace();
-            let is_root = *namespace == *settings.root_namespace;
-            match (source.selector.is_empty(), wide.get(namespace)) {
-                (true, Some(first)) => report_second(source, first, findings),
-                (true, None) => {
-                    wide.insert(namespace, source);
-                }
-                (false, _) if is_root => report_root_selector(source, findings),
-                (false, _) => narrow.push(source),
-            }
+/// The key of the policy that a workload must list, if any.
+pub(super) fn demanded(
+    namespace: &str,
+    labels: &Labels,
+    inventory: &Inventory,
+) -> Option<Arc<str>> {
+    let own = inventory.scope(namespace).map(|scope| &scope.ranking);
+    let selected = own.and_then(|ranking| ranking.selected(labels));
+    let demand = selected.map_or_else(|| wide_mode(namespace, inventory).into(), Clone::clone);
+    match demand {
+        Demand::Nowhere => None,
+        Demand::Policy(key) => Some(key),
+        Demand::Everywhere => {
+            let root = &inventory.settings.root_namespace;
+            Some(inventory.strings.get(&format!("{root}/{STATIC_STRICT}")))
         }
-        let mesh = wide
-            .remove(&*settings.root_namespace)
-            .map_or(Mode::Unset, |source| source.mode);
-        let namespaces = wide
-            .into_iter()
-            .map(|(namespace, source)| (namespace, source.mode))
-            .collect();
-        let mut ranking = Self {
-            mesh,
-            namespaces,
-            selected: Vec::new(),
-        };
-        let demand = |source: &'a PeerAuthentication| {
-            (
-                source,
-                Demand::new(source, ranking.wide_mode(source.metadata.namespace())),
-            )
-        };
-        ranking.selected = narrow.into_iter().map(demand).collect();
-        ranking
     }
+}
 
-    /// The mode of a namespace, or else of the mesh.
-    fn wide_mode(&self, namespace: &str) -> Mode {
-        let own = self.namespaces.get(namespace).copied().unwrap_or_default();
-        or(or(own, self.mesh), Mode::Permissive)
-    }
+/// The mode of a namespace, or else of the mesh.
+pub(crate) fn wide_mode(namespace: &str, inventory: &Inventory) -> Mode {
+    let mode = |namespace: &str| {
+        let scope = inventory.scope(namespace);
+        scope.map_or(Mode::Unset, |scope| scope.ranking.wide)
+    };
+    let mesh = mode(&inventory.settings.root_namespace);
+    or(or(mode(namespace), mesh), Mode::Permissive)
+}
 
-    fn winner(&self, member: &Member<'_>) -> Option<&(&'a PeerAuthentication, Demand)> {
-        self.selected.iter().find(|(source, _)| {
-            *source.metadata.namespace() == member.workload.namespace
-                && member.labels.include(&source.selector)
-        })
+/// Which PeerAuthentication of a namespace counts: one with a selector before the one without, and of several of
+/// one kind the oldest.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Ranking {
+    /// What the one without a selector says.
+    pub(crate) wide: Mode,
+    /// Those with a selector, oldest first.
+    selected: Vec<(Labels, Demand)>,
+    /// The policies that they were converted to.
+    pub(crate) policies: Vec<Arc<Policy>>,
+}
+
+/// What the workloads of a PeerAuthentication list.
+#[derive(Clone, Debug, PartialEq)]
+enum Demand {
+    /// Nothing: plain connections are accepted.
+    Nowhere,
+    /// The policy that refuses them on every port.
+    Everywhere,
+    /// A policy of its own, by key.
+    Policy(Arc<str>),
+}
+
+impl From<Mode> for Demand {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Strict => Self::Everywhere,
+            Mode::Permissive | Mode::Unset => Self::Nowhere,
+        }
     }
+}
+
+impl Ranking {
+    fn selected(&self, labels: &Labels) -> Option<&Demand> {
+        let mut fitting = self.selected.iter();
+        let found = fitting.find(|(selector, _)| labels.include(selector))?;
+        Some(&found.1)
+    }
+}
+
+/// The PeerAuthentication of a namespace that has no selector and counts.
+fn widest<'a>(sources: &[&'a PeerAuthentication]) -> Option<&'a PeerAuthentication> {
+    sources
+        .iter()
+        .find(|source| source.selector.is_empty())
+        .copied()
+}
+
+/// Ranks the PeerAuthentications of a namespace; `mesh` is the mode of the mesh, unless this is the root namespace.
+/// What is found is told by the name of each.
+pub(crate) fn rank<'a>(
+    sources: impl Iterator<Item = &'a PeerAuthentication>,
+    is_root: bool,
+    mesh: Mode,
+) -> (Ranking, BTreeMap<&'a Arc<str>, Findings>) {
+    let mut sources: Vec<&PeerAuthentication> = sources.collect();
+    sources.sort_by_key(|source| source.metadata.age());
+    let widest = widest(&sources);
+    let wide = widest.map_or(Mode::Unset, |source| source.mode);
+    let mut ranking = Ranking {
+        wide,
+        ..Ranking::default()
+    };
+    let mut findings: BTreeMap<&Arc<str>, Findings> = BTreeMap::new();
+    for source in sources {
+        let found = findings.entry(source.metadata.name()).or_default();
+        match widest {
+            Some(first) if source.selector.is_empty() => report_second(source, first, found),
+            _ if source.selector.is_empty() => {}
+            _ if is_root => report_root_selector(found),
+            _ => ranking.add(source, or(wide, mesh)),
+        }
+    }
+    (ranking, findings)
 }
 
 fn report_second(source: &PeerAuthentication, first: &PeerAuthentication, findings: &mut Findings) {
-    let message = format!(
-        "has no effect: {} has the same scope and wins",
-        first.metadata.key
-    );
-    findings.add(
-        &source.metadata,
-        Severity::Error,
-        Path::root(),
-        message,
-        "remove one of the two",
-    );
+    if source.metadata.key != first.metadata.key {
+        let message = format!(
+            "has no effect: {} has the same scope and wins",
+            first.metadata.key
+        );
+        let remedy = "remove one of the two";
+        findings.add(Severity::Error, Path::root(), message, remedy);
+    }
 }
 
-fn report_root_selector(source: &PeerAuthentication, findings: &mut Findings) {
+fn report_root_selector(findings: &mut Findings) {
     let message = "has no effect: in the root namespace a selector is not allowed";
     let remedy = "move it to the workloads' namespace, or remove the selector";
-    findings.add(
-        &source.metadata,
-        Severity::Error,
-        spec("selector"),
-        message,
-        remedy,
-    );
+    findings.add(Severity::Error, spec("selector"), message, remedy);
 }
 
-fn or(mode: Mode, wider: Mode) -> Mode {
-    if mode == Mode::Unset { wider } else { mode }
-}
-
-impl Demand {
-    fn new(source: &PeerAuthentication, wider: Mode) -> Self {
-        let mode = or(source.mode, wider);
+impl Ranking {
+    fn add(&mut self, source: &PeerAuthentication, wider: Mode) {
+        let mode = or(or(source.mode, wider), Mode::Permissive);
         let deviating = source
             .ports
             .iter()
             .filter(|(_, own)| or(*own, mode) != mode)
             .map(|(port, _)| *port);
         let deviating: Vec<u16> = deviating.collect();
-        match (mode, deviating.is_empty()) {
-            (Mode::Strict, true) => Self::Everywhere,
-            (_, true) => Self::Nowhere,
-            (Mode::Strict, false) => Self::Ports(vec![strict_except(&deviating)]),
-            (_, false) => Self::Ports(deviating.iter().map(|port| strict_on(*port)).collect()),
-        }
-    }
-
-    fn policy(&self, source: &PeerAuthentication) -> Option<Policy> {
-        let Self::Ports(rules) = self else {
-            return None;
+        let rules = match (mode, &deviating[..]) {
+            (_, []) => return self.selected.push((source.selector.clone(), mode.into())),
+            (Mode::Strict, ports) => vec![strict_except(ports)],
+            (_, ports) => ports.iter().map(|port| strict_on(*port)).collect(),
         };
-        Some(deny(
-            source.metadata.namespace(),
-            &converted_name(source),
-            rules.clone(),
-        ))
+        let name = format!("converted_peer_authentication_{}", source.metadata.name());
+        let policy = deny(source.metadata.namespace(), &name, rules);
+        let demand = Demand::Policy(policy.key().into());
+        self.selected.push((source.selector.clone(), demand));
+        self.policies.push(Arc::new(policy));
     }
 }
 
-fn converted_name(source: &PeerAuthentication) -> String {
-    format!("converted_peer_authentication_{}", source.metadata.name())
-}
-
-fn converted_key(source: &PeerAuthentication) -> Arc<str> {
-    format!("{}/{}", source.metadata.namespace(), converted_name(source)).into()
+fn or(mode: Mode, wider: Mode) -> Mode {
+    if mode == Mode::Unset { wider } else { mode }
 }
 
 fn deny(namespace: &Arc<str>, name: &str, rules: Vec<Rule>) -> Policy {

@@ -8,7 +8,10 @@ use std::sync::Arc;
 
 use undermesh_model::policy::{Action, Clause, Policy, Rule, Scope};
 
-use super::{Findings, Inventory, spec, workloads::Member};
+use super::{
+    findings::{Findings, spec},
+    inventory::Inventory,
+};
 use crate::{
     diagnostic::Severity,
     path::Path,
@@ -19,38 +22,24 @@ use crate::{
     settings::Settings,
 };
 
-/// Translates all policies and lists those with a selector in the workloads they select.
-pub(super) fn translate(
-    inventory: &Inventory<'_>,
-    settings: &Settings,
-    members: &mut [Member<'_>],
-    findings: &mut Findings,
-) -> Vec<Policy> {
-    let mut policies = Vec::new();
-    for source in &inventory.authorization_policies {
-        let Some((policy, labels)) = translate_policy(source, settings, findings) else {
-            continue;
-        };
-        if policy.scope == Scope::WorkloadSelector {
-            let is_mesh_wide = policy.namespace == settings.root_namespace;
-            list(members, &policy, |member| {
-                (is_mesh_wide || member.workload.namespace == policy.namespace)
-                    && member.labels.include(labels)
-            });
-        }
-        policies.push(policy);
-    }
-    policies
+/// The keys of the policies that select a workload by its labels, in their order.
+pub(super) fn selecting(namespace: &str, labels: &Labels, inventory: &Inventory) -> Vec<Arc<str>> {
+    let root = &*inventory.settings.root_namespace;
+    let above = (namespace != root).then(|| inventory.scope(root)).flatten();
+    let scopes = inventory.scope(namespace).into_iter().chain(above);
+    let listed = scopes
+        .flat_map(|scope| scope.rulings.values())
+        .filter_map(|ruling| ruling.listed.as_ref());
+    let mut keys: Vec<Arc<str>> = listed
+        .filter(|(_, selector)| labels.include(selector))
+        .map(|(key, _)| key.clone())
+        .collect();
+    keys.sort();
+    keys
 }
 
-fn list(members: &mut [Member<'_>], policy: &Policy, selects: impl Fn(&Member<'_>) -> bool) {
-    let key: Arc<str> = policy.key().into();
-    for member in members.iter_mut().filter(|member| selects(member)) {
-        member.workload.policies.push(key.clone());
-    }
-}
-
-fn translate_policy<'a>(
+/// The policy of an AuthorizationPolicy, and the labels it selects workloads by; empty labels select all.
+pub(crate) fn policy<'a>(
     source: &'a AuthorizationPolicy,
     settings: &Settings,
     findings: &mut Findings,
@@ -63,13 +52,7 @@ fn translate_policy<'a>(
                 targets.join(", ")
             );
             let remedy = "use spec.selector to govern workloads at L4";
-            findings.add(
-                &source.metadata,
-                Severity::Error,
-                spec("targetRefs"),
-                message,
-                remedy,
-            );
+            findings.add(Severity::Error, spec("targetRefs"), message, remedy);
             return None;
         }
     };
@@ -93,81 +76,50 @@ fn translate_policy<'a>(
 fn effect(source: &AuthorizationPolicy, findings: &mut Findings) -> Option<(Action, Vec<Rule>)> {
     // A rule without clauses matches everything.
     let everything = || vec![Rule::default()];
+    let mut l4 = |action, rules| Some((action, l4_rules(action, rules, findings)));
     match &source.effect {
-        Effect::Allow(rules) => Some((Action::Allow, allow_rules(source, rules, findings))),
-        Effect::Deny(rules) => Some((Action::Deny, deny_rules(source, rules, findings))),
+        Effect::Allow(rules) => l4(Action::Allow, rules),
+        Effect::Deny(rules) => l4(Action::Deny, rules),
         Effect::Unreadable => Some((Action::Deny, everything())),
         Effect::Custom => {
             let message = "an external authorizer is asked at a waypoint; here, everything selected is denied";
-            findings.add(
-                &source.metadata,
-                Severity::Error,
-                spec("action"),
-                message,
-                "needs a waypoint",
-            );
+            let remedy = "needs a waypoint";
+            findings.add(Severity::Error, spec("action"), message, remedy);
             Some((Action::Deny, everything()))
         }
         Effect::Audit => {
             let message = "AUDIT is not supported and has no effect";
-            findings.add(
-                &source.metadata,
-                Severity::Warning,
-                spec("action"),
-                message,
-                "remove the policy",
-            );
+            let remedy = "remove the policy";
+            findings.add(Severity::Warning, spec("action"), message, remedy);
             None
         }
     }
 }
 
-/// Rules that need HTTP are left out: what they would allow stays refused.
-fn allow_rules(
-    source: &AuthorizationPolicy,
-    rules: &[rules::Rule],
-    findings: &mut Findings,
-) -> Vec<Rule> {
-    let mut allowed = Vec::new();
+/// The rules as far as they can be judged at L4. An ALLOW rule that needs HTTP is left out: what it would allow
+/// stays refused. In a DENY rule, what needs HTTP counts as true: what it might deny is refused.
+fn l4_rules(action: Action, rules: &[rules::Rule], findings: &mut Findings) -> Vec<Rule> {
+    let mut kept = Vec::new();
     for (position, rule) in rules.iter().enumerate() {
-        match http_fields(rule).next() {
-            Some(field) => {
-                let message = format!("rule {position} needs HTTP and allows nothing at L4");
-                findings.add(
-                    &source.metadata,
-                    Severity::Warning,
-                    field.clone(),
-                    message,
-                    "needs a waypoint",
-                );
-            }
-            None => allowed.push(l4_rule(rule)),
-        }
-    }
-    allowed
-}
-
-/// Conditions that need HTTP count as true: what they might deny is refused.
-fn deny_rules(
-    source: &AuthorizationPolicy,
-    rules: &[rules::Rule],
-    findings: &mut Findings,
-) -> Vec<Rule> {
-    for (position, rule) in rules.iter().enumerate() {
-        if let Some(field) = http_fields(rule).next() {
-            let message = format!(
-                "rule {position} needs HTTP and denies at L4 without regard to it, so more than written"
-            );
+        let field = http_fields(rule).next();
+        if let Some(field) = field {
+            let consequence = match action {
+                Action::Allow => "allows nothing at L4",
+                Action::Deny => "denies at L4 without regard to it, so more than written",
+            };
+            let message = format!("rule {position} needs HTTP and {consequence}");
             findings.add(
-                &source.metadata,
                 Severity::Warning,
                 field.clone(),
                 message,
                 "needs a waypoint",
             );
         }
+        if field.is_none() || action == Action::Deny {
+            kept.push(l4_rule(rule));
+        }
     }
-    rules.iter().map(l4_rule).collect()
+    kept
 }
 
 fn http_fields(rule: &rules::Rule) -> impl Iterator<Item = &Path> {

@@ -1,355 +1,260 @@
-//! Services to services with their endpoints, from EndpointSlices or from selectors.
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    net::IpAddr,
-    sync::Arc,
-};
+//! Services to services with their endpoints, from selectors and EndpointSlices.
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use undermesh_model::{
-    Identity, Tunnel, Workload,
-    service::{
-        self, AppProtocol, HealthPolicy, IpFamilies, Preference, Scope, ServiceEndpoint, Visibility,
-    },
-    workload::{DEFAULT_CAPACITY, Health, NetworkMode, WorkloadKind},
+    Service as ModelService, Workload,
+    service::{self, HealthPolicy, Preference, Scope as PlaceScope, ServiceEndpoint, Visibility},
+    workload::{Health, NetworkMode},
 };
 
 use super::{
-    Findings, Inventory, spec,
-    workloads::{Body, Member, report_host_network},
+    endpoints::{Outside, add_workload, endpoint, named_pod, named_port, preference, selected},
+    findings::{Findings, spec},
+    inventory::Inventory,
+    scope::Body,
+    waypoints,
+    workloads::{identified, plain},
 };
 use crate::{
     diagnostic::Severity,
     path::Path,
     resources::{
-        core::{Distribution, Service, ServiceForm, ServicePort, Target},
+        core::{Service, ServiceForm, ServicePort, Target},
         discovery::{Endpoint, EndpointSlice},
-        field::Labels,
     },
-    settings::Settings,
+    settings::Source,
 };
 
 /// The domain of the names of Services.
 const CLUSTER_DOMAIN: &str = "cluster.local";
+/// The service account of workloads that name none.
+const DEFAULT_ACCOUNT: &str = "default";
 
-/// Services, and the workloads that only exist as their endpoints, by uid.
+/// What is made from a Service or ServiceEntry.
 #[derive(Debug, Default)]
-pub(super) struct Parts {
-    pub(super) services: Vec<service::Service>,
-    pub(super) workloads: BTreeMap<Arc<str>, Workload>,
+pub(crate) struct Parts {
+    pub(crate) services: Vec<ModelService>,
+    /// The workloads that only exist as its endpoints.
+    pub(crate) workloads: Outside,
 }
 
-impl Parts {
-    pub(super) fn extend(&mut self, other: Self) {
-        self.services.extend(other.services);
-        self.workloads.extend(other.workloads);
-    }
+/// Service port to the port of an endpoint.
+type PortMap = Vec<(u16, u16)>;
+
+/// The name of a Service in DNS.
+pub(crate) fn hostname(namespace: &str, name: &str) -> String {
+    format!("{name}.{namespace}.svc.{CLUSTER_DOMAIN}")
 }
 
-/// The workloads, found by namespace, pod name and address.
-#[derive(Debug)]
-pub(super) struct Roster<'m, 'a> {
-    by_namespace: HashMap<&'m str, Vec<&'m Member<'a>>>,
-    pods: HashMap<(&'m str, &'m str), &'m Member<'a>>,
-    by_address: HashMap<(&'m str, IpAddr), &'m Member<'a>>,
+/// The Service that has a name in DNS, if its form is that of one: its namespace and name.
+pub(super) fn named_by(hostname: &str) -> Option<(&str, &str)> {
+    let stem = hostname
+        .strip_suffix(CLUSTER_DOMAIN)?
+        .strip_suffix(".svc.")?;
+    let (name, namespace) = stem.split_once('.')?;
+    (!namespace.contains('.')).then_some((namespace, name))
 }
 
-impl<'m, 'a> Roster<'m, 'a> {
-    pub(super) fn new(members: &'m [Member<'a>]) -> Self {
-        let mut roster = Self {
-            by_namespace: HashMap::new(),
-            pods: HashMap::new(),
-            by_address: HashMap::new(),
-        };
-        for member in members {
-            let workload = &member.workload;
-            roster
-                .by_namespace
-                .entry(&workload.namespace)
-                .or_default()
-                .push(member);
-            if let Body::Pod(_) = member.body {
-                roster
-                    .pods
-                    .insert((&workload.namespace, &workload.name), member);
-            }
-            for address in &workload.addresses {
-                // Pods come first in the list of members, and so keep their address.
-                roster
-                    .by_address
-                    .entry((&workload.network, *address))
-                    .or_insert(member);
-            }
+/// Translates a Service.
+pub(crate) fn service(source: &Service, inventory: &Inventory, findings: &mut Findings) -> Parts {
+    let metadata = &source.metadata;
+    let mut parts = Parts::default();
+    let addresses: &[IpAddr] = match &source.form {
+        ServiceForm::ExternalName => {
+            let message = "an alias in DNS; not used by the L4 data plane";
+            findings.add(Severity::Info, spec("type"), message, "");
+            return parts;
         }
-        roster
-    }
-
-    /// The workloads of a namespace that have all the labels.
-    pub(super) fn selected<'s>(
-        &'s self,
-        namespace: &str,
-        labels: &'s Labels,
-    ) -> impl Iterator<Item = &'m Member<'a>> + 's {
-        let members = self
-            .by_namespace
-            .get(namespace)
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        members
-            .iter()
-            .copied()
-            .filter(move |member| member.labels.include(labels))
-    }
-
-    fn endpoint(
-        &self,
-        endpoint: &Endpoint,
-        address: IpAddr,
-        network: &str,
-    ) -> Option<&'m Member<'a>> {
-        let named = endpoint
-            .pod
-            .as_ref()
-            .and_then(|(namespace, name)| self.pods.get(&(&**namespace, &**name)));
-        let named = named.filter(|member| member.workload.addresses.contains(&address));
-        named
-            .or_else(|| self.by_address.get(&(network, address)))
-            .copied()
-    }
-}
-
-/// Translates all Services.
-pub(super) fn translate(
-    inventory: &Inventory<'_>,
-    settings: &Settings,
-    roster: &Roster<'_, '_>,
-    findings: &mut Findings,
-) -> Parts {
-    let mut slices: HashMap<(&str, &str), Vec<&EndpointSlice>> = HashMap::new();
-    for slice in &inventory.slices {
-        if let Some(service) = &slice.service {
-            slices
-                .entry((slice.metadata.namespace(), service))
-                .or_default()
-                .push(slice);
-        } else {
-            let path = Path::root().key("metadata").key("labels");
-            let message = "has no label kubernetes.io/service-name and so no effect";
-            findings.add(
-                &slice.metadata,
-                Severity::Warning,
-                path,
-                message,
-                "add the label",
-            );
-        }
-    }
-    let mut translator = Translator {
-        inventory,
-        settings,
-        roster,
-        findings,
-        parts: Parts::default(),
+        ServiceForm::Headless => &[],
+        ServiceForm::Virtual(addresses) => addresses,
     };
-    for service in &inventory.services {
-        let key = (&**service.metadata.namespace(), &**service.metadata.name());
-        translator.add(service, slices.get(&key).map(Vec::as_slice));
+    if addresses.is_empty() && source.form != ServiceForm::Headless {
+        let message = "has no virtual address, so connections cannot be told to be for it";
+        findings.add(Severity::Info, spec("clusterIP"), message, "give it one");
     }
-    translator.parts
+    let binding = waypoints::of_service(metadata, inventory, findings);
+    let endpoints = endpoints(source, inventory, findings, &mut parts.workloads);
+    parts.services.push(ModelService {
+        name: metadata.name().clone(),
+        namespace: metadata.namespace().clone(),
+        hostname: hostname(metadata.namespace(), metadata.name()).into(),
+        network: inventory.settings.network.clone(),
+        addresses: addresses.iter().copied().map(IpNet::from).collect(),
+        ports: source.ports.iter().map(model_port).collect(),
+        preference: if source.local {
+            Preference::Strict(vec![PlaceScope::Node])
+        } else {
+            preference(source.distribution, metadata, inventory)
+        },
+        health_policy: if source.publish_not_ready {
+            HealthPolicy::AllowAll
+        } else {
+            HealthPolicy::OnlyHealthy
+        },
+        subject_alt_names: Vec::new(),
+        canonical: true,
+        visibility: Visibility::Public,
+        ip_families: source.families,
+        waypoint: binding.waypoint,
+        weighted_waypoints: binding.weighted,
+        ingress_use_waypoint: binding.ingress,
+        endpoints,
+    });
+    parts
 }
 
-struct Translator<'t, 'm, 'a> {
-    inventory: &'t Inventory<'a>,
-    settings: &'t Settings,
-    roster: &'t Roster<'m, 'a>,
-    findings: &'t mut Findings,
-    parts: Parts,
-}
-
-impl Translator<'_, '_, '_> {
-    fn add(&mut self, source: &Service, slices: Option<&[&EndpointSlice]>) {
-        let metadata = &source.metadata;
-        let addresses: &[IpAddr] = match &source.form {
-            ServiceForm::ExternalName => {
-                let message = "an alias in DNS; not used by the L4 data plane";
-                self.findings
-                    .add(metadata, Severity::Info, spec("type"), message, "");
-                return;
-            }
-            ServiceForm::Headless => &[],
-            ServiceForm::Virtual(addresses) => addresses,
-        };
-        if addresses.is_empty() && source.form != ServiceForm::Headless {
-            let message = "has no virtual address, so connections cannot be told to be for it";
-            self.findings.add(
-                metadata,
-                Severity::Info,
-                spec("clusterIP"),
-                message,
-                "give it one",
-            );
-        }
-        let endpoints = match slices {
-            Some(slices) => self.sliced(source, slices),
-            None => self.selected(source),
-        };
-        self.parts.services.push(service::Service {
-            name: metadata.name().clone(),
-            namespace: metadata.namespace().clone(),
-            hostname: format!(
-                "{}.{}.svc.{CLUSTER_DOMAIN}",
-                metadata.name(),
-                metadata.namespace()
-            )
-            .into(),
-            network: self.settings.network.clone(),
-            addresses: addresses.iter().copied().map(IpNet::from).collect(),
-            ports: source.ports.iter().map(model_port).collect(),
-            preference: preference(source),
-            health_policy: if source.publish_not_ready {
-                HealthPolicy::AllowAll
-            } else {
-                HealthPolicy::OnlyHealthy
-            },
-            subject_alt_names: Vec::new(),
-            canonical: true,
-            visibility: Visibility::Public,
-            ip_families: IpFamilies::Automatic,
-            waypoint: None,
-            weighted_waypoints: Vec::new(),
-            ingress_use_waypoint: false,
-            endpoints,
-        });
-    }
-
-    fn selected(&mut self, source: &Service) -> Vec<ServiceEndpoint> {
-        if source.selector.is_empty() {
-            return Vec::new();
-        }
-        let mut endpoints = Vec::new();
-        for member in self
-            .roster
-            .selected(source.metadata.namespace(), &source.selector)
-        {
-            match member.body {
-                Body::Pod(pod) if pod.host_network => {
-                    report_host_network(&source.metadata, pod, self.findings);
-                }
-                _ => endpoints.push(ServiceEndpoint {
-                    workload: member.workload.uid.clone(),
-                    ports: source
-                        .ports
-                        .iter()
-                        .filter_map(|port| own_port(port, member))
-                        .collect(),
-                }),
-            }
-        }
-        endpoints
-    }
-
-    fn sliced(&mut self, source: &Service, slices: &[&EndpointSlice]) -> Vec<ServiceEndpoint> {
-        let mut endpoints: BTreeMap<Arc<str>, Vec<(u16, u16)>> = BTreeMap::new();
-        for slice in slices {
-            let ports = slice_ports(source, slice);
-            for endpoint in &slice.endpoints {
-                for address in &endpoint.addresses {
-                    if let Some(uid) = self.slice_endpoint(slice, endpoint, *address) {
-                        let known = endpoints.entry(uid).or_default();
-                        let news: HashSet<u16> = known.iter().map(|(port, _)| *port).collect();
-                        known.extend(ports.iter().filter(|(port, _)| !news.contains(port)));
-                    }
-                }
-            }
-        }
-        endpoints
+fn endpoints(
+    source: &Service,
+    inventory: &Inventory,
+    findings: &mut Findings,
+    outside: &mut Outside,
+) -> Vec<ServiceEndpoint> {
+    let metadata = &source.metadata;
+    let scope = inventory.scope(metadata.namespace());
+    let slices = || {
+        scope
             .into_iter()
-            .map(|(workload, ports)| ServiceEndpoint { workload, ports })
-            .collect()
+            .flat_map(|it| it.slices_of(metadata.name()))
+    };
+    let is_sliced = slices().next().is_some();
+    let overridden = inventory.settings.source == Source::Manifests && is_sliced;
+    let mut found: BTreeMap<Arc<str>, PortMap> = BTreeMap::new();
+    if !source.selector.is_empty() && !overridden {
+        found = by_selector(source, inventory);
     }
+    let mut sliced = Sliced {
+        source,
+        inventory,
+        findings,
+        outside,
+    };
+    for slice in slices() {
+        let ports = slice_ports(source, slice);
+        for item in &slice.endpoints {
+            for address in &item.addresses {
+                let Some(uid) = sliced.workload(slice, item, *address) else {
+                    continue;
+                };
+                let known = found.entry(uid).or_default();
+                let news: Vec<_> = ports
+                    .iter()
+                    .filter(|(port, _)| known.iter().all(|(own, _)| own != port))
+                    .copied()
+                    .collect();
+                known.extend(news);
+            }
+        }
+    }
+    found
+        .into_iter()
+        .map(|(uid, ports)| endpoint(&uid, ports))
+        .collect()
+}
 
-    /// The workload of an address in a slice: a pod or entry that is known, or one made for it.
-    fn slice_endpoint(
+fn by_selector(source: &Service, inventory: &Inventory) -> BTreeMap<Arc<str>, PortMap> {
+    let members = selected(inventory, source.metadata.namespace(), &source.selector);
+    let endpoint = |(workload, body): (&Arc<Workload>, Body<'_>)| {
+        let own = |port: &ServicePort| Some((port.port, own_port(port, body)?));
+        let ports = source.ports.iter().filter_map(own).collect();
+        (workload.uid.clone(), ports)
+    };
+    members.map(endpoint).collect()
+}
+
+/// The port of a member where it is not the Service's own target: it is named, or a WorkloadEntry says otherwise.
+fn own_port(port: &ServicePort, body: Body<'_>) -> Option<u16> {
+    match (&port.target, body) {
+        (Target::Name(name), _) => named_port(body.ports(), name),
+        (Target::Number(number), Body::Entry(_)) => {
+            named_port(body.ports(), &port.name).filter(|own| own != number)
+        }
+        (Target::Number(_), Body::Pod(_)) => None,
+    }
+}
+
+/// Finds the workloads of slices.
+struct Sliced<'t> {
+    source: &'t Service,
+    inventory: &'t Inventory,
+    findings: &'t mut Findings,
+    outside: &'t mut Outside,
+}
+
+impl Sliced<'_> {
+    /// The workload of an address in a slice: one that is known, or one made for it.
+    fn workload(
         &mut self,
         slice: &EndpointSlice,
-        endpoint: &Endpoint,
+        item: &Endpoint,
         address: IpAddr,
     ) -> Option<Arc<str>> {
-        if let Some(member) = self
-            .roster
-            .endpoint(endpoint, address, &self.settings.network)
-        {
-            return endpoint.ready.then(|| member.workload.uid.clone());
-        }
-        let metadata = &slice.metadata;
-        let workload =
-            match outside_workload(slice, endpoint, address, self.inventory, self.settings) {
-                Ok(workload) => workload,
-                Err(error) => {
-                    self.findings.add(
-                        metadata,
-                        Severity::Error,
-                        Path::root(),
-                        error.to_string(),
-                        "",
-                    );
-                    return None;
+        let named = named_pod(self.inventory, item.pod.as_ref(), address);
+        match self.inventory.settings.source {
+            Source::Manifests => {
+                let network = &self.inventory.settings.network;
+                let known = named.or_else(|| self.inventory.holder(network, address));
+                match known {
+                    Some(workload) => item.ready.then(|| workload.uid.clone()),
+                    None => self.made(slice, item, address, NetworkMode::Standard),
                 }
-            };
-        let uid = workload.uid.clone();
-        self.parts.workloads.insert(uid.clone(), workload);
-        Some(uid)
+            }
+            // A pod is an endpoint by the Service's selector, if it has one, and ready if it says so itself.
+            Source::Kubernetes if item.pod.is_some() => {
+                let by_slice = self.source.selector.is_empty();
+                let workload = named.filter(|_| by_slice)?;
+                Some(workload.uid.clone())
+            }
+            // Anybody's address, perhaps one that others have too.
+            Source::Kubernetes => self.made(slice, item, address, NetworkMode::HostNetwork),
+        }
+    }
+
+    /// The workload of an address that no pod has, such as one of a machine outside the cluster.
+    fn made(
+        &mut self,
+        slice: &EndpointSlice,
+        item: &Endpoint,
+        address: IpAddr,
+        network_mode: NetworkMode,
+    ) -> Option<Arc<str>> {
+        let metadata = &slice.metadata;
+        let uid = format!(
+            "{}/discovery.k8s.io/EndpointSlice/{}/{}/{address}",
+            self.inventory.settings.cluster,
+            metadata.namespace(),
+            metadata.name()
+        );
+        let node = item.node.clone().unwrap_or_default();
+        let mut locality = self.inventory.locality_of(&node).unwrap_or_default();
+        if let Some(zone) = &item.zone {
+            locality.zone = zone.clone();
+        }
+        let account = self.inventory.strings.get(DEFAULT_ACCOUNT);
+        let plain = plain(uid, metadata, &account, self.inventory);
+        let workload = Workload {
+            addresses: vec![address],
+            node,
+            locality,
+            network_mode,
+            health: if item.ready {
+                Health::Healthy
+            } else {
+                Health::Unhealthy
+            },
+            ..identified(plain, self.findings)?
+        };
+        Some(add_workload(self.outside, workload))
     }
 }
 
-/// The workload of an address that no pod has, such as one of a machine outside the cluster.
-fn outside_workload(
-    slice: &EndpointSlice,
-    endpoint: &Endpoint,
-    address: IpAddr,
-    inventory: &Inventory<'_>,
-    settings: &Settings,
-) -> Result<Workload, undermesh_model::IdentityError> {
-    let metadata = &slice.metadata;
-    let (namespace, name) = (metadata.namespace(), metadata.name());
-    let node = endpoint.node.clone().unwrap_or_default();
-    let mut locality = inventory.locality_of(&node).unwrap_or_default();
-    if let Some(zone) = &endpoint.zone {
-        locality.zone = zone.clone();
+/// Reports a slice that belongs to no Service.
+pub(crate) fn check_slice(slice: &EndpointSlice, findings: &mut Findings) {
+    if slice.service.is_none() {
+        let path = Path::root().key("metadata").key("labels");
+        let message = "has no label kubernetes.io/service-name and so no effect";
+        findings.add(Severity::Warning, path, message, "add the label");
     }
-    Ok(Workload {
-        uid: format!(
-            "{}/discovery.k8s.io/EndpointSlice/{namespace}/{name}/{address}",
-            settings.cluster
-        )
-        .into(),
-        name: name.clone(),
-        namespace: namespace.clone(),
-        addresses: vec![address],
-        network: settings.network.clone(),
-        tunnel: Tunnel::None,
-        identity: Identity::new(settings.trust_domain.clone(), namespace, "default")?,
-        node,
-        canonical_name: name.clone(),
-        canonical_revision: Arc::from("latest"),
-        workload_name: name.clone(),
-        workload_kind: WorkloadKind::Pod,
-        locality,
-        health: if endpoint.ready {
-            Health::Healthy
-        } else {
-            Health::Unhealthy
-        },
-        cluster: settings.cluster.clone(),
-        policies: Vec::new(),
-        hostname: Arc::from(""),
-        network_mode: NetworkMode::Standard,
-        capacity: DEFAULT_CAPACITY,
-        waypoint: None,
-        network_gateway: None,
-        application_tunnel: None,
-        native_tunnel: false,
-    })
 }
 
 fn model_port(port: &ServicePort) -> service::ServicePort {
@@ -360,28 +265,8 @@ fn model_port(port: &ServicePort) -> service::ServicePort {
             Target::Name(_) => None,
         },
         name: port.name.clone(),
-        protocol: AppProtocol::Unknown,
+        protocol: port.protocol,
     }
-}
-
-/// The port of a workload where the Service only names it.
-fn own_port(port: &ServicePort, member: &Member<'_>) -> Option<(u16, u16)> {
-    let Target::Name(name) = &port.target else {
-        return None;
-    };
-    named_port(name, member).map(|own| (port.port, own))
-}
-
-/// The port that a workload has under a name.
-pub(super) fn named_port(name: &str, member: &Member<'_>) -> Option<u16> {
-    let ports = match member.body {
-        Body::Pod(pod) => &pod.ports,
-        Body::Entry(entry) => &entry.ports,
-    };
-    ports
-        .iter()
-        .find(|(own, _)| &**own == name)
-        .map(|(_, port)| *port)
 }
 
 /// Service port to target port, matched by name, where a slice says other than the Service.
@@ -391,24 +276,4 @@ fn slice_ports(source: &Service, slice: &EndpointSlice) -> Vec<(u16, u16)> {
         (port.target != Target::Number(own)).then_some((port.port, own))
     };
     source.ports.iter().filter_map(target).collect()
-}
-
-/// Source: istiod's field rules for `load_balancing`.
-fn preference(source: &Service) -> Preference {
-    if source.local {
-        return Preference::Strict(vec![Scope::Node]);
-    }
-    match source.distribution {
-        Distribution::Any => Preference::None,
-        Distribution::SameZone => {
-            Preference::Failover(vec![Scope::Network, Scope::Region, Scope::Zone])
-        }
-        Distribution::SameNode => Preference::Failover(vec![
-            Scope::Network,
-            Scope::Region,
-            Scope::Zone,
-            Scope::Subzone,
-            Scope::Node,
-        ]),
-    }
 }

@@ -1,16 +1,18 @@
 //! Tests of the translation, rule by rule.
+mod kubernetes;
 mod policies;
 mod service_entries;
 mod services;
+mod waypoints;
 mod workloads;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use undermesh_model::{
     Identity, Mesh, MeshBuilder, Policy, Request, Service, Tunnel, Workload,
     policy::{Action, Decision, Enforcement, Scope},
-    service::{HealthPolicy, Preference, Scope as Place},
-    workload::Health,
+    service::{AppProtocol, HealthPolicy, IpFamilies, Preference, Scope as Place, Visibility},
+    workload::{Health, NetworkMode},
 };
 
 use crate::fixture::{mesh, written};
@@ -26,11 +28,11 @@ fn findings(text: &str) -> Vec<String> {
 }
 
 fn workload(text: &str) -> Workload {
-    builder(text).workloads.remove(0)
+    Arc::unwrap_or_clone(builder(text).workloads.remove(0))
 }
 
 fn service(text: &str) -> Service {
-    builder(text).services.remove(0)
+    Arc::unwrap_or_clone(builder(text).services.remove(0))
 }
 
 /// A pod with an address, and what is put into it.

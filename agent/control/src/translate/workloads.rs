@@ -2,11 +2,11 @@
 use std::sync::Arc;
 
 use undermesh_model::{
-    Identity, Locality, Tunnel, Workload,
+    Identity, IdentityError, Locality, Tunnel, Workload,
     workload::{DEFAULT_CAPACITY, Health, NetworkMode, WorkloadKind},
 };
 
-use super::{Findings, Inventory, spec};
+use super::{findings::Findings, inventory::Inventory, peer_authentication, policies, waypoints};
 use crate::{
     diagnostic::{Severity, quote},
     path::Path,
@@ -16,11 +16,13 @@ use crate::{
         metadata::Metadata,
         networking::{Address, Entry, WorkloadEntry},
     },
-    settings::Settings,
+    settings::Source,
 };
 
 /// The label that enrolls a pod or a namespace.
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+/// The annotation by which the agent on a node says that it has captured a pod.
+const REDIRECTION: &str = "ambient.istio.io/redirection";
 /// The label of workloads that speak HBONE by themselves: a list of protocols.
 const TUNNEL: &str = "networking.istio.io/tunnel";
 /// The annotation of pods that have a sidecar.
@@ -32,156 +34,243 @@ const NODE: &str = "undermesh.io/node";
 /// Namespaces whose pods are never enrolled, as in Istio's CNI agent.
 const EXCLUDED_NAMESPACES: &[&str] = &["kube-system"];
 
-/// A workload that selectors choose among.
-#[derive(Debug)]
-pub(super) struct Member<'a> {
-    pub(super) workload: Workload,
-    pub(super) labels: Labels,
-    pub(super) body: Body<'a>,
-}
-
-/// What a workload was made from.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Body<'a> {
-    Pod(&'a Pod),
-    Entry(&'a Entry),
-}
-
-/// All pods that run and all WorkloadEntries with an address.
-pub(super) fn translate<'a>(
-    inventory: &Inventory<'a>,
-    settings: &Settings,
-    findings: &mut Findings,
-) -> Vec<Member<'a>> {
-    let mut members = Vec::new();
-    for pod in inventory.pods.iter().filter(|pod| !pod.terminal) {
-        if pod.addresses.is_empty() {
-            let path = Path::root().key("status").key("podIP");
-            let message = "the pod is no workload before it has an address";
-            findings.add(&pod.metadata, Severity::Info, path, message, "");
-            continue;
-        }
-        members.extend(identified(&pod.metadata, findings, || {
-            pod_member(pod, inventory, settings)
-        }));
+/// The workload of a pod, unless it has ended or has no address.
+pub(crate) fn pod(pod: &Pod, inventory: &Inventory, findings: &mut Findings) -> Option<Workload> {
+    if pod.terminal {
+        return None;
     }
-    for entry in &inventory.workload_entries {
-        members.extend(identified(&entry.metadata, findings, || {
-            entry_member(entry, inventory, settings)
-        }));
-        report_entry(
-            &entry.metadata,
-            &entry.entry,
-            &Path::root().key("spec"),
-            findings,
-        );
+    if pod.addresses.is_empty() {
+        let path = Path::root().key("status").key("podIP");
+        let message = "the pod is no workload before it has an address";
+        findings.add(Severity::Info, path, message, "");
+        return None;
     }
-    members
-}
-
-type Identified<T> = Result<T, undermesh_model::IdentityError>;
-
-/// Names are checked when resources are read, so this only fails for one too long for SPIFFE.
-fn identified<T>(
-    metadata: &Metadata,
-    findings: &mut Findings,
-    make: impl FnOnce() -> Identified<Option<T>>,
-) -> Option<T> {
-    make().unwrap_or_else(|error| {
-        findings.add(
-            metadata,
-            Severity::Error,
-            Path::root(),
-            error.to_string(),
-            "",
-        );
-        None
-    })
-}
-
-fn pod_member<'a>(
-    pod: &'a Pod,
-    inventory: &Inventory<'_>,
-    settings: &Settings,
-) -> Identified<Option<Member<'a>>> {
     let metadata = &pod.metadata;
+    let (namespace, labels) = (metadata.namespace(), &metadata.labels);
+    let cluster = &inventory.settings.cluster;
+    let uid = format!("{cluster}//Pod/{namespace}/{}", metadata.name());
+    let plain = plain(uid, metadata, &pod.service_account, inventory);
+    let plain = identified(plain, findings)?;
+    let attachment = waypoints::of_workload(namespace, labels, inventory, findings);
+    let controller = controller_name(metadata, inventory);
     let node = pod.node.clone().unwrap_or_default();
-    let own = locality_labels(&metadata.labels);
-    let workload = Workload {
-        uid: format!(
-            "{}//Pod/{}/{}",
-            settings.cluster,
-            metadata.namespace(),
-            metadata.name()
-        )
-        .into(),
-        name: metadata.name().clone(),
-        namespace: metadata.namespace().clone(),
-        // Several host-network pods share their node's address, which is not theirs to answer for.
-        addresses: if pod.host_network {
-            Vec::new()
-        } else {
-            pod.addresses.clone()
-        },
-        network: metadata
-            .labels
-            .get(NETWORK)
-            .unwrap_or(&settings.network)
-            .clone(),
+    let own = locality_labels(labels);
+    Some(Workload {
+        addresses: pod.addresses.clone(),
+        network: labels.get(NETWORK).unwrap_or(&plain.network).clone(),
         tunnel: pod_tunnel(pod, inventory),
-        identity: Identity::new(
-            settings.trust_domain.clone(),
-            metadata.namespace(),
-            &pod.service_account,
-        )?,
-        canonical_name: canonical_name(&metadata.labels, &controller_name(metadata)),
-        canonical_revision: canonical_revision(&metadata.labels),
-        workload_name: controller_name(metadata),
-        // Istio's control plane calls every pod's workload a pod, so that proxies agree on the baggage.
-        workload_kind: WorkloadKind::Pod,
+        canonical_name: canonical_name(labels, &controller),
+        canonical_revision: canonical_revision(labels, inventory),
+        workload_name: controller,
         locality: inventory.locality_of(&node).or(own).unwrap_or_default(),
-        health: if pod.ready && !metadata.deleting {
-            Health::Healthy
-        } else {
-            Health::Unhealthy
-        },
-        cluster: settings.cluster.clone(),
+        health: pod_health(pod, inventory),
         node,
-        policies: Vec::new(),
-        hostname: Arc::from(""),
+        policies: listed(namespace, labels, inventory),
         network_mode: if pod.host_network {
             NetworkMode::HostNetwork
         } else {
             NetworkMode::Standard
         },
+        waypoint: attachment.waypoint,
+        application_tunnel: attachment.tunnel,
+        native_tunnel: speaks_hbone(labels),
+        ..plain
+    })
+}
+
+/// The workload of a WorkloadEntry, unless it has neither an address nor a name to look one up by.
+pub(crate) fn entry(
+    source: &WorkloadEntry,
+    inventory: &Inventory,
+    findings: &mut Findings,
+) -> Option<Workload> {
+    let (metadata, entry) = (&source.metadata, &source.entry);
+    let path = Path::root().key("spec");
+    let uid = format!(
+        "{}/networking.istio.io/WorkloadEntry/{}/{}",
+        inventory.settings.cluster,
+        metadata.namespace(),
+        metadata.name()
+    );
+    let workload = listed_entry(uid, metadata, entry, &path, inventory, findings)?;
+    let node = entry_node(source).cloned().unwrap_or_default();
+    let attachment =
+        waypoints::of_workload(metadata.namespace(), &entry.labels, inventory, findings);
+    Some(Workload {
+        tunnel: if is_captured(metadata, &entry.labels, inventory) {
+            Tunnel::Hbone
+        } else {
+            workload.tunnel
+        },
+        locality: entry
+            .locality
+            .clone()
+            .or_else(|| inventory.locality_of(&node))
+            .unwrap_or_default(),
+        health: if source.healthy && !metadata.deleting {
+            Health::Healthy
+        } else {
+            Health::Unhealthy
+        },
+        node,
+        policies: listed(metadata.namespace(), &entry.labels, inventory),
+        waypoint: attachment.waypoint,
+        application_tunnel: attachment.tunnel,
+        ..workload
+    })
+}
+
+/// The workload of an endpoint that is listed at `path`; nothing when it has neither an address nor a name.
+pub(super) fn listed_entry(
+    uid: String,
+    metadata: &Metadata,
+    entry: &Entry,
+    path: &Path,
+    inventory: &Inventory,
+    findings: &mut Findings,
+) -> Option<Workload> {
+    let (addresses, hostname) = match &entry.address {
+        Address::Ip(address) => (vec![*address], Arc::default()),
+        Address::Other(text) if text.starts_with("unix://") => {
+            let message = format!("{} is not an IP address", quote(text));
+            let remedy = "write an IP address";
+            findings.add(Severity::Error, path.key("address"), message, remedy);
+            return None;
+        }
+        Address::Other(name) => (Vec::new(), name.clone()),
+        Address::Network => {
+            let message = "an entry without an address is not supported yet";
+            let remedy = "add an address";
+            findings.add(Severity::Error, path.key("network"), message, remedy);
+            return None;
+        }
+    };
+    let plain = plain(uid, metadata, &entry.service_account, inventory);
+    let plain = identified(plain, findings)?;
+    let native_tunnel = speaks_hbone(&entry.labels);
+    Some(Workload {
+        addresses,
+        hostname,
+        network: if entry.network.is_empty() {
+            plain.network
+        } else {
+            entry.network.clone()
+        },
+        tunnel: if native_tunnel {
+            Tunnel::Hbone
+        } else {
+            Tunnel::None
+        },
+        canonical_name: canonical_name(&entry.labels, metadata.name()),
+        canonical_revision: canonical_revision(&entry.labels, inventory),
+        locality: entry.locality.clone().unwrap_or_default(),
+        // A weight of 0 is an unset one, as in Istio's API.
+        capacity: entry
+            .weight
+            .filter(|weight| *weight > 0)
+            .unwrap_or(DEFAULT_CAPACITY),
+        native_tunnel,
+        ..plain
+    })
+}
+
+/// A workload outside the mesh of which nothing but its names is known.
+pub(super) fn plain(
+    uid: String,
+    metadata: &Metadata,
+    account: &Arc<str>,
+    inventory: &Inventory,
+) -> Result<Workload, IdentityError> {
+    let settings = &inventory.settings;
+    let (namespace, name) = (metadata.namespace(), metadata.name());
+    let checked = Identity::new(settings.trust_domain.clone(), namespace, account)?;
+    Ok(Workload {
+        uid: uid.into(),
+        name: name.clone(),
+        namespace: namespace.clone(),
+        addresses: Vec::new(),
+        network: settings.network.clone(),
+        tunnel: Tunnel::None,
+        // The same texts, shared with the other workloads that have them.
+        identity: Identity {
+            namespace: namespace.clone(),
+            service_account: account.clone(),
+            ..checked
+        },
+        node: Arc::default(),
+        canonical_name: name.clone(),
+        canonical_revision: inventory.strings.get(LATEST),
+        workload_name: name.clone(),
+        // Istio's control plane calls every workload a pod, so that proxies agree on the baggage.
+        workload_kind: WorkloadKind::Pod,
+        locality: Locality::default(),
+        health: Health::Healthy,
+        cluster: settings.cluster.clone(),
+        policies: Vec::new(),
+        hostname: Arc::default(),
+        network_mode: NetworkMode::Standard,
         capacity: DEFAULT_CAPACITY,
         waypoint: None,
         network_gateway: None,
         application_tunnel: None,
-        native_tunnel: speaks_hbone(&metadata.labels),
-    };
-    Ok(Some(Member {
-        workload,
-        labels: metadata.labels.clone(),
-        body: Body::Pod(pod),
-    }))
+        native_tunnel: false,
+    })
 }
 
-fn pod_tunnel(pod: &Pod, inventory: &Inventory<'_>) -> Tunnel {
+/// Names are checked when resources are read, so this only fails for one too long for SPIFFE.
+pub(super) fn identified(
+    workload: Result<Workload, IdentityError>,
+    findings: &mut Findings,
+) -> Option<Workload> {
+    workload
+        .inspect_err(|error| findings.add(Severity::Error, Path::root(), error.to_string(), ""))
+        .ok()
+}
+
+/// The policies that a workload lists: those that select it by labels, then what PeerAuthentication demands.
+fn listed(namespace: &str, labels: &Labels, inventory: &Inventory) -> Vec<Arc<str>> {
+    let mut keys = policies::selecting(namespace, labels, inventory);
+    keys.extend(peer_authentication::demanded(namespace, labels, inventory));
+    keys
+}
+
+fn pod_health(pod: &Pod, inventory: &Inventory) -> Health {
+    let ready = pod
+        .ready
+        .unwrap_or(inventory.settings.source == Source::Manifests);
+    if ready && !pod.metadata.deleting {
+        Health::Healthy
+    } else {
+        Health::Unhealthy
+    }
+}
+
+fn pod_tunnel(pod: &Pod, inventory: &Inventory) -> Tunnel {
     let metadata = &pod.metadata;
-    let captured = !metadata.annotations.0.contains_key(SIDECAR_STATUS)
-        && !EXCLUDED_NAMESPACES.contains(&&**metadata.namespace())
-        && is_enrolled(&metadata.labels, metadata.namespace(), inventory);
-    let hbone = !pod.host_network && (captured || speaks_hbone(&metadata.labels));
-    if hbone { Tunnel::Hbone } else { Tunnel::None }
+    let is_captured = is_captured(metadata, &metadata.labels, inventory);
+    // No pod on its node's network is captured; manifests do not say so by themselves.
+    if (is_captured || speaks_hbone(&metadata.labels)) && !pod.host_network {
+        Tunnel::Hbone
+    } else {
+        Tunnel::None
+    }
+}
+
+/// Whether an agent carries the connections of a workload.
+fn is_captured(metadata: &Metadata, labels: &Labels, inventory: &Inventory) -> bool {
+    match inventory.settings.source {
+        Source::Kubernetes => metadata.annotations.is(REDIRECTION, "enabled"),
+        Source::Manifests => {
+            metadata.annotations.get(SIDECAR_STATUS).is_none()
+                && !EXCLUDED_NAMESPACES.contains(&&**metadata.namespace())
+                && is_enrolled(labels, metadata.namespace(), inventory)
+        }
+    }
 }
 
 /// Whether labels enroll a workload: its own, else its namespace's.
-fn is_enrolled(labels: &Labels, namespace: &str, inventory: &Inventory<'_>) -> bool {
-    let namespace = inventory
-        .namespaces
-        .get(namespace)
-        .map(|namespace| &namespace.metadata.labels);
+fn is_enrolled(labels: &Labels, namespace: &str, inventory: &Inventory) -> bool {
+    let namespace = inventory.namespace_labels(namespace);
     labels.is(DATAPLANE_MODE, "ambient")
         || (namespace.is_some_and(|labels| labels.is(DATAPLANE_MODE, "ambient"))
             && !labels.is(DATAPLANE_MODE, "none"))
@@ -197,7 +286,7 @@ fn speaks_hbone(labels: &Labels) -> bool {
 
 /// The controller's name as Istio derives it: a Deployment's for the pods of its ReplicaSets, a CronJob's for
 /// those of its Jobs.
-fn controller_name(metadata: &Metadata) -> Arc<str> {
+fn controller_name(metadata: &Metadata, inventory: &Inventory) -> Arc<str> {
     let Some(owner) = &metadata.controller else {
         return metadata.name().clone();
     };
@@ -209,12 +298,15 @@ fn controller_name(metadata: &Metadata) -> Arc<str> {
         }
         _ => false,
     };
-    Arc::from(if is_derived && !stem.is_empty() {
-        stem
+    if is_derived && !stem.is_empty() {
+        inventory.strings.get(stem)
     } else {
-        &owner.name
-    })
+        owner.name.clone()
+    }
 }
+
+/// The revision of workloads that name none.
+const LATEST: &str = "latest";
 
 fn canonical_name(labels: &Labels, fallback: &Arc<str>) -> Arc<str> {
     let keys = [
@@ -228,7 +320,7 @@ fn canonical_name(labels: &Labels, fallback: &Arc<str>) -> Arc<str> {
         .clone()
 }
 
-fn canonical_revision(labels: &Labels) -> Arc<str> {
+fn canonical_revision(labels: &Labels, inventory: &Inventory) -> Arc<str> {
     let keys = [
         "service.istio.io/canonical-revision",
         "app.kubernetes.io/version",
@@ -237,11 +329,11 @@ fn canonical_revision(labels: &Labels) -> Arc<str> {
     keys.iter()
         .find_map(|key| labels.get(key))
         .cloned()
-        .unwrap_or_else(|| Arc::from("latest"))
+        .unwrap_or_else(|| inventory.strings.get(LATEST))
 }
 
 /// The locality that the labels of a node or pod tell.
-pub(super) fn locality_labels(labels: &Labels) -> Option<Locality> {
+pub(crate) fn locality_labels(labels: &Labels) -> Option<Locality> {
     let get = |key| labels.get(key).cloned();
     let (region, zone) = (
         get("topology.kubernetes.io/region"),
@@ -255,168 +347,10 @@ pub(super) fn locality_labels(labels: &Labels) -> Option<Locality> {
     })
 }
 
-fn entry_member<'a>(
-    resource: &'a WorkloadEntry,
-    inventory: &Inventory<'_>,
-    settings: &Settings,
-) -> Identified<Option<Member<'a>>> {
-    let metadata = &resource.metadata;
-    let mut labels = metadata.labels.clone();
-    labels.0.extend(resource.entry.labels.0.clone());
-    let node = labels
+/// The node that a WorkloadEntry says it runs on.
+pub(crate) fn entry_node(source: &WorkloadEntry) -> Option<&Arc<str>> {
+    let labels = &source.entry.labels;
+    labels
         .get(NODE)
-        .or_else(|| metadata.annotations.get(NODE))
-        .cloned()
-        .unwrap_or_default();
-    let place = Place {
-        node,
-        labels: &labels,
-        healthy: resource.healthy && !metadata.deleting,
-    };
-    let uid = format!(
-        "{}/networking.istio.io/WorkloadEntry/{}/{}",
-        settings.cluster,
-        metadata.namespace(),
-        metadata.name()
-    );
-    let Some(mut workload) =
-        entry_workload(uid, metadata, &resource.entry, &place, inventory, settings)?
-    else {
-        return Ok(None);
-    };
-    if is_enrolled(&labels, metadata.namespace(), inventory) {
-        workload.tunnel = Tunnel::Hbone;
-    }
-    Ok(Some(Member {
-        workload,
-        labels,
-        body: Body::Entry(&resource.entry),
-    }))
-}
-
-/// What an entry does not say by itself.
-pub(super) struct Place<'a> {
-    pub(super) node: Arc<str>,
-    pub(super) labels: &'a Labels,
-    pub(super) healthy: bool,
-}
-
-/// A workload of a WorkloadEntry or of an endpoint of a ServiceEntry; `None` without an address.
-pub(super) fn entry_workload(
-    uid: String,
-    metadata: &Metadata,
-    entry: &Entry,
-    place: &Place<'_>,
-    inventory: &Inventory<'_>,
-    settings: &Settings,
-) -> Identified<Option<Workload>> {
-    let Address::Ip(address) = entry.address else {
-        return Ok(None);
-    };
-    let network = if entry.network.is_empty() {
-        &settings.network
-    } else {
-        &entry.network
-    };
-    let locality = entry
-        .locality
-        .clone()
-        .or_else(|| inventory.locality_of(&place.node));
-    Ok(Some(Workload {
-        uid: uid.into(),
-        name: metadata.name().clone(),
-        namespace: metadata.namespace().clone(),
-        addresses: vec![address],
-        network: network.clone(),
-        tunnel: if speaks_hbone(place.labels) {
-            Tunnel::Hbone
-        } else {
-            Tunnel::None
-        },
-        identity: Identity::new(
-            settings.trust_domain.clone(),
-            metadata.namespace(),
-            &entry.service_account,
-        )?,
-        node: place.node.clone(),
-        canonical_name: canonical_name(place.labels, metadata.name()),
-        canonical_revision: canonical_revision(place.labels),
-        workload_name: metadata.name().clone(),
-        workload_kind: WorkloadKind::Pod,
-        locality: locality.unwrap_or_default(),
-        health: if place.healthy {
-            Health::Healthy
-        } else {
-            Health::Unhealthy
-        },
-        cluster: settings.cluster.clone(),
-        policies: Vec::new(),
-        hostname: Arc::from(""),
-        network_mode: NetworkMode::Standard,
-        capacity: DEFAULT_CAPACITY,
-        waypoint: None,
-        network_gateway: None,
-        application_tunnel: None,
-        native_tunnel: false,
-    }))
-}
-
-/// Reports what of an entry has no effect yet; `path` is the entry's.
-pub(super) fn report_entry(
-    metadata: &Metadata,
-    entry: &Entry,
-    path: &Path,
-    findings: &mut Findings,
-) {
-    match &entry.address {
-        Address::Ip(_) => {}
-        Address::Other(text) => {
-            let message = format!(
-                "{} is not an IP address, and others are not supported yet",
-                quote(text)
-            );
-            findings.add(
-                metadata,
-                Severity::Error,
-                path.key("address"),
-                message,
-                "write an IP address",
-            );
-        }
-        Address::Network => {
-            let message = "an entry without an address is not supported yet";
-            findings.add(
-                metadata,
-                Severity::Error,
-                path.key("network"),
-                message,
-                "add an address",
-            );
-        }
-    }
-    if entry.weight.is_some_and(|weight| weight > 1) {
-        let message = "weights are not supported yet; all endpoints count the same";
-        findings.add(
-            metadata,
-            Severity::Warning,
-            path.key("weight"),
-            message,
-            "remove it",
-        );
-    }
-}
-
-/// Reports pods on their node's network that a Service selects.
-pub(super) fn report_host_network(metadata: &Metadata, pod: &Pod, findings: &mut Findings) {
-    let message = format!(
-        "selects {}, which is on its node's network and so no endpoint",
-        pod.metadata.key
-    );
-    findings.add(
-        metadata,
-        Severity::Warning,
-        spec("selector"),
-        message,
-        "give the Service an EndpointSlice",
-    );
+        .or_else(|| source.metadata.annotations.get(NODE))
 }

@@ -9,6 +9,7 @@ use super::*;
 use crate::{
     certificate::{self, Certificate},
     clock::SystemClock,
+    csr::MAX_REQUEST_BYTES,
     material::{
         CA_CERTIFICATE, CA_KEY, CHAIN, ROOT_CERTIFICATE, ROOT_KEY, ROOT_LIFETIME, base_params,
         self_signed,

@@ -337,3 +337,42 @@ async fn operators_see_every_identity_and_never_a_key() {
     let shown = format!("{reports} {handles:?} {:?}", handles[0].load());
     assert!(!shown.contains("PRIVATE KEY"));
 }
+
+/// A CA that tells when its roots have changed.
+struct Telling(TestMesh, watch::Sender<u64>);
+
+impl Issuer for Telling {
+    fn issue(
+        &self,
+        request: CertificateRequest,
+    ) -> BoxFuture<'_, Result<IssuedCertificate, IssueError>> {
+        std::future::ready(self.0.authority().sign(&request)).boxed()
+    }
+
+    fn renewals(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.1.subscribe())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn certificates_are_asked_for_anew_when_the_issuer_has_other_roots() {
+    let clock = TokioClock::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+    let mesh = TestMesh::at("cluster.local", Arc::clone(&clock) as Arc<dyn Clock>);
+    let issuer = Arc::new(Telling(mesh, watch::Sender::new(0)));
+    let options = CacheOptions {
+        clock,
+        ..CacheOptions::default()
+    };
+    let cache = CertificateCache::new(
+        Arc::clone(&issuer) as Arc<dyn Issuer>,
+        options,
+        Handle::current(),
+    );
+    let cart = cache.acquire(&id("cart"));
+    let first = cart.ready().await;
+    let (mut changes, start) = (cart.subscribe(), Instant::now());
+    issuer.1.send_modify(|generation| *generation += 1);
+    changes.changed().await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1));
+    assert_ne!(cart.load().unwrap().serial(), first.serial());
+}

@@ -389,6 +389,7 @@ impl Forge {
             .into();
         let issued = IssuedCertificate {
             leaf,
+            key: None,
             intermediates: Vec::new(),
             roots: vec![self.root.clone()],
         };
@@ -479,4 +480,48 @@ fn a_certificate_for_another_key_or_without_roots_is_not_taken_from_an_issuer() 
 #[test]
 fn a_peer_that_shows_nothing_has_no_identity() {
     assert_eq!(peer_identity(&[]), Err(PeerError::Missing));
+}
+
+/// An issuer that makes the key, as SPIRE does, of the given kind.
+fn issued_with_key(
+    mesh: &TestMesh,
+    algorithm: &'static rcgen::SignatureAlgorithm,
+) -> IssuedCertificate {
+    let pair = rcgen::KeyPair::generate_for(algorithm).unwrap();
+    let csr = CertificateParams::default()
+        .serialize_request(&pair)
+        .unwrap();
+    let request = crate::CertificateRequest {
+        identity: id(CART),
+        csr: csr.into(),
+        lifetime: std::time::Duration::from_secs(3600),
+    };
+    let pkcs8 = pair.serialize_der();
+    let key = WorkloadKey::from_pkcs8(&id(CART), pkcs8.as_slice().into()).unwrap();
+    IssuedCertificate {
+        key: Some(Arc::new(key)),
+        ..mesh.authority().sign(&request).unwrap()
+    }
+}
+
+#[test]
+fn a_key_that_the_issuer_made_serves_in_place_of_ours() {
+    let mesh = TestMesh::new("cluster.local");
+    let unused = WorkloadKey::generate(&id(CART)).unwrap();
+    for algorithm in [
+        &rcgen::PKCS_ECDSA_P256_SHA256,
+        &rcgen::PKCS_ECDSA_P384_SHA384,
+        &rcgen::PKCS_RSA_SHA256,
+    ] {
+        let issued = issued_with_key(&mesh, algorithm);
+        assert!(!format!("{issued:?}").contains("key"));
+        let certificate =
+            WorkloadCertificate::new(id(CART), &unused, issued, Arc::new(SystemClock)).unwrap();
+        handshake(
+            mesh.certificate(WEB).client_config(&[id(CART)]),
+            certificate.server_config(),
+        )
+        .unwrap();
+    }
+    assert!(WorkloadKey::from_pkcs8(&id(CART), b"nonsense".as_slice().into()).is_err());
 }

@@ -292,7 +292,10 @@ proptest! {
         port in 80..83u16,
     ) {
         let workload = Workload { policies: named, ..pod("web", &["10.0.0.1"]) };
-        let builder = MeshBuilder { policies: policies.clone(), ..MeshBuilder::default() };
+        let builder = MeshBuilder {
+            policies: policies.iter().cloned().map(Arc::new).collect(),
+            ..MeshBuilder::default()
+        };
         let mesh = builder.build(&Mesh::empty());
         let request = Request { identity: peer.as_ref(), source, destination, port };
         let said = match mesh.evaluate(&workload, &request).decision {

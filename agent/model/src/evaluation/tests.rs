@@ -17,7 +17,7 @@ fn plain_request() -> Request<'static> {
 
 fn mesh(policies: Vec<Policy>) -> Mesh {
     MeshBuilder {
-        policies,
+        policies: policies.into_iter().map(Arc::new).collect(),
         ..MeshBuilder::default()
     }
     .build(&Mesh::empty())

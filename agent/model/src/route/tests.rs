@@ -1,5 +1,6 @@
-//! Routes by example, and endpoint choice against a model that looks at every endpoint.
-use proptest::{collection::vec, prelude::*, sample::select};
+//! Routes by example.
+mod properties;
+
 use rand::{SeedableRng, rngs::StdRng};
 
 use super::*;
@@ -26,7 +27,16 @@ fn route(mesh: &Mesh, source: &Workload, target: &str) -> Result<Route, Refusal>
 
 fn destination(route: Result<Route, Refusal>) -> Destination {
     match route {
-        Ok(Route::Hbone(destination) | Route::Plain(destination)) => destination,
+        Ok(Route::Hbone { destination, .. } | Route::Plain(destination)) => destination,
+        other => panic!("no destination: {other:?}"),
+    }
+}
+
+/// Where the application is reached: the CONNECT authority, or the plain target.
+fn application(route: Result<Route, Refusal>) -> SocketAddr {
+    match route {
+        Ok(Route::Hbone { authority, .. }) => authority,
+        Ok(Route::Plain(destination)) => destination.target,
         other => panic!("no destination: {other:?}"),
     }
 }
@@ -44,11 +54,13 @@ fn a_pod_address_leads_to_the_pod_with_its_port_unchanged() {
     let mesh = mesh(&[&client, &web], &[]);
     for target in ["10.0.0.2:80", "[fd00::2]:80"] {
         let found = destination(route(&mesh, &client, target));
-        assert_eq!((&*found.workload.name, found.address), ("web", at(target)));
+        assert_eq!(&*found.workload.name, "web");
+        assert_eq!(found.target, SocketAddr::new(at(target).ip(), HBONE_PORT));
+        assert_eq!(application(route(&mesh, &client, target)), at(target));
         assert_eq!(found.expected[..], [identity("shop", "web")]);
     }
-    let mapped = destination(route(&mesh, &client, "[::ffff:10.0.0.2]:80"));
-    assert_eq!(mapped.address, at("10.0.0.2:80"));
+    let mapped = application(route(&mesh, &client, "[::ffff:10.0.0.2]:80"));
+    assert_eq!(mapped, at("10.0.0.2:80"));
 }
 
 #[test]
@@ -61,7 +73,7 @@ fn the_tunnel_decides_between_hbone_and_plain_tcp() {
     let mesh = mesh(&[&client, &web, &legacy], &[]);
     assert!(matches!(
         route(&mesh, &client, "10.0.0.2:80"),
-        Ok(Route::Hbone(_))
+        Ok(Route::Hbone { .. })
     ));
     assert!(matches!(
         route(&mesh, &client, "10.0.0.3:80"),
@@ -118,14 +130,19 @@ fn a_service_leads_to_an_endpoint_on_its_target_port() {
     front.subject_alt_names = vec![identity("shop", "alias")];
     let mesh = mesh(&[&client, &web], &[&front]);
     let found = destination(route(&mesh, &client, "10.96.0.1:80"));
-    assert_eq!(found.address, at("10.0.0.2:8080"));
+    assert_eq!(
+        application(route(&mesh, &client, "10.96.0.1:80")),
+        at("10.0.0.2:8080")
+    );
     assert_eq!(
         found.expected[..],
         [identity("shop", "web"), identity("shop", "alias")]
     );
     assert_eq!(found.service.unwrap().name, front.name);
-    let found = destination(route(&mesh, &client, "[fd96::1]:80"));
-    assert_eq!(found.address, at("[fd00::2]:8080"));
+    assert_eq!(
+        application(route(&mesh, &client, "[fd96::1]:80")),
+        at("[fd00::2]:8080")
+    );
 }
 
 #[test]
@@ -136,7 +153,7 @@ fn an_endpoint_of_the_other_family_serves_when_it_has_no_other_address() {
         &[&service("web", &["10.96.0.1"], &[&web])],
     );
     assert_eq!(
-        destination(route(&mesh, &client, "10.96.0.1:80")).address,
+        application(route(&mesh, &client, "10.96.0.1:80")),
         at("[fd00::2]:8080")
     );
 }
@@ -148,7 +165,7 @@ fn an_endpoint_with_a_port_of_its_own_is_reached_there() {
     front.endpoints[0].ports = vec![(80, 9000)];
     let mesh = mesh(&[&client, &web], &[&front]);
     assert_eq!(
-        destination(route(&mesh, &client, "10.96.0.1:80")).address,
+        application(route(&mesh, &client, "10.96.0.1:80")),
         at("10.0.0.2:9000")
     );
 }
@@ -180,7 +197,7 @@ fn a_named_port_leaves_out_endpoints_that_do_not_know_it() {
         }
     );
     assert_eq!(
-        destination(route(&mesh, &client, "10.96.0.1:80")).address,
+        application(route(&mesh, &client, "10.96.0.1:80")),
         at("10.0.0.2:9000")
     );
 }
@@ -301,139 +318,133 @@ fn an_endpoint_with_fewer_open_connections_is_chosen() {
     }
 }
 
-/// What the model knows of the pods that may be endpoints, each part with few values so that ranks differ.
-fn pods() -> impl Strategy<Value = Vec<(Workload, [bool; 2])>> {
-    let letters = || select(vec!["", "a", "b"]);
-    let parts = (
-        [letters(), letters(), letters(), letters()],
-        0..8u8,
-        0..4u8,
-        any::<[bool; 2]>(),
-    );
-    vec(parts, 1..14).prop_map(|all| {
-        let pod = |(index, ([region, zone, subzone, node], health, network, flags)): (
-            usize,
-            ([&str; 4], _, _, _),
-        )| {
-            let workload = Workload {
-                locality: Locality {
-                    region: region.into(),
-                    zone: zone.into(),
-                    subzone: subzone.into(),
-                },
-                node: node.into(),
-                health: if health == 0 {
-                    Health::Unhealthy
-                } else {
-                    Health::Healthy
-                },
-                network: if network == 0 { "far" } else { "" }.into(),
-                ..pod(&format!("p{index}"), &[&format!("10.0.1.{index}")])
-            };
-            (workload, flags)
-        };
-        all.into_iter().enumerate().map(pod).collect()
-    })
-}
-
-fn preferences() -> impl Strategy<Value = Preference> {
-    let scopes = [
-        Scope::Network,
-        Scope::Region,
-        Scope::Zone,
-        Scope::Subzone,
-        Scope::Node,
-        Scope::Cluster,
-    ];
-    let scopes = || vec(select(scopes.to_vec()), 0..5);
-    prop_oneof![
-        Just(Preference::None),
-        scopes().prop_map(Preference::Strict),
-        scopes().prop_map(Preference::Failover),
-    ]
-}
-
-/// How many scopes match from the front; `None` when the preference leaves the endpoint out.
-fn rank(preference: &Preference, source: &Workload, other: &Workload) -> Option<usize> {
-    let same = |scope: &Scope| match scope {
-        Scope::Network => source.network == other.network,
-        Scope::Region => source.locality.region == other.locality.region,
-        Scope::Zone => source.locality.zone == other.locality.zone,
-        Scope::Subzone => source.locality.subzone == other.locality.subzone,
-        Scope::Node => source.node == other.node,
-        Scope::Cluster => source.cluster == other.cluster,
+#[test]
+fn connections_are_shared_by_capacity_and_none_go_to_capacity_zero() {
+    let client = pod("client", &["10.0.0.1"]);
+    let weighing = |name, address, capacity| Workload {
+        capacity,
+        ..pod(name, &[address])
     };
-    match preference {
-        Preference::None | Preference::Passthrough => Some(0),
-        Preference::Strict(scopes) => scopes.iter().all(same).then_some(0),
-        Preference::Failover(scopes) => Some(scopes.iter().take_while(|scope| same(scope)).count()),
+    let pods = [
+        weighing("none", "10.0.0.2", 0),
+        weighing("one", "10.0.0.3", 1),
+        weighing("three", "10.0.0.4", 3),
+    ];
+    let [none, one, three] = &pods;
+    let front = service("web", &["10.96.0.1"], &[none, one, three]);
+    let mesh = mesh(&[&client, none, one, three], &[&front]);
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut to_three = 0;
+    for _ in 0..4000 {
+        let found = mesh.route(&client, at("10.96.0.1:80"), &[], Instant::now(), &mut rng);
+        match &*destination(found).workload.name {
+            "three" => to_three += 1,
+            name => assert_eq!(name, "one"),
+        }
+    }
+    assert!((2800..3200).contains(&to_three), "{to_three} of 4000");
+    // By its own address a workload is reached whatever its share.
+    assert_eq!(
+        application(route(&mesh, &client, "10.0.0.2:80")),
+        at("10.0.0.2:80")
+    );
+}
+
+#[test]
+fn a_service_leads_only_to_addresses_of_its_families() {
+    let client = pod("client", &["10.0.0.1"]);
+    let (dual, old) = (
+        pod("dual", &["10.0.0.2", "fd00::2"]),
+        pod("old", &["10.0.0.3"]),
+    );
+    let mut front = service("web", &["10.96.0.1"], &[&dual, &old]);
+    front.ip_families = IpFamilies::Ipv6Only;
+    let mesh = mesh(&[&client, &dual, &old], &[&front]);
+    for _ in 0..20 {
+        assert_eq!(
+            application(route(&mesh, &client, "10.96.0.1:80")),
+            at("[fd00::2]:8080")
+        );
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+#[test]
+fn a_workload_with_a_name_alone_is_reached_once_the_name_is_resolved() {
+    let client = pod("client", &["10.0.0.1"]);
+    let outside = Workload {
+        hostname: "db.example".into(),
+        tunnel: Tunnel::None,
+        ..pod("outside", &[])
+    };
+    let front = service("db", &["10.96.0.1"], &[&outside]);
+    let mesh = mesh(&[&client, &outside], &[&front]);
+    let Ok(Route::Named(named)) = route(&mesh, &client, "10.96.0.1:80") else {
+        panic!("not by name");
+    };
+    assert_eq!(&**named.host(), "db.example");
+    let found = named.at("192.0.2.1".parse().unwrap());
+    assert_eq!(application(found), at("192.0.2.1:8080"));
+}
 
-    #[test]
-    fn a_choice_is_untried_and_the_nearest_that_is_well(
-        pods in pods(),
-        preference in preferences(),
-        all_serve in any::<bool>(),
-        seed in any::<u64>(),
-    ) {
-        let now = Instant::now();
-        let workloads: Vec<&Workload> = pods.iter().map(|(workload, _)| workload).collect();
-        let mut front = service("web", &["10.96.0.1"], &workloads);
-        front.preference = preference;
-        front.health_policy = if all_serve { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy };
-        let mesh = mesh(&workloads, &[&front]);
-        let source = Workload { network: "".into(), ..pods[0].0.clone() };
-        for (workload, [fails, _]) in &pods {
-            if *fails {
-                mesh.member_at(&workload.network, workload.addresses[0]).unwrap().load.failed(now);
-            }
+#[test]
+fn endpoints_behind_a_gateway_of_another_network_are_refused_by_name() {
+    let client = pod("client", &["10.0.0.1"]);
+    let far = Workload {
+        network: "west".into(),
+        network_gateway: Some(crate::gateway::Gateway {
+            destination: crate::gateway::GatewayDestination::Address {
+                network: "west".into(),
+                address: "198.51.100.1".parse().unwrap(),
+            },
+            port: HBONE_PORT,
+        }),
+        ..pod("far", &[])
+    };
+    let near = pod("near", &["10.0.0.2"]);
+    let front = service("web", &["10.96.0.1"], &[&far]);
+    let alone = mesh(&[&client, &far], &[&front]);
+    let refusal = route(&alone, &client, "10.96.0.1:80").unwrap_err();
+    assert_eq!(
+        refusal,
+        Refusal::OtherNetwork {
+            service: front.hostname,
+            network: "west".into()
         }
-        let mut tried: Vec<Arc<str>> = Vec::new();
-        tried.extend(pods.iter().filter(|(_, [_, tried])| *tried).map(|(workload, _)| Arc::clone(&workload.uid)));
+    );
+    assert!(refusal.to_string().contains("network west"));
+    let front = service("web", &["10.96.0.1"], &[&far, &near]);
+    let both = mesh(&[&client, &far, &near], &[&front]);
+    assert_eq!(
+        application(route(&both, &client, "10.96.0.1:80")),
+        at("10.0.0.2:8080")
+    );
+}
 
-        // The model: each endpoint that may be chosen, with its rank; one that is well outranks all others.
-        let rank_of = |(workload, [fails, _]): &(Workload, [bool; 2])| {
-            let serves = all_serve || workload.health == Health::Healthy;
-            let open = serves && workload.network == source.network && !tried.contains(&workload.uid);
-            open.then(|| rank(&front.preference, &source, workload)).flatten().map(|rank| (!fails, rank))
-        };
-        let best = pods.iter().filter_map(rank_of).max();
-
-        let mut rng = StdRng::seed_from_u64(seed);
-        match mesh.route(&source, at("10.96.0.1:80"), &tried, now, &mut rng) {
-            Ok(found) => {
-                let found = destination(Ok(found));
-                prop_assert!(!tried.contains(&found.workload.uid));
-                let chosen = pods.iter().find(|(workload, _)| workload.uid == found.workload.uid).unwrap();
-                prop_assert!(best.is_some() && rank_of(chosen) == best, "{:?}, not {:?}", rank_of(chosen), best);
-            }
-            Err(refusal) => {
-                prop_assert_eq!(refusal, Refusal::NoEndpoint { service: Arc::clone(&front.hostname), port: 80 });
-                prop_assert_eq!(best, None);
-            }
+#[test]
+fn an_application_that_takes_all_traffic_on_one_port_needs_no_mapping() {
+    let client = pod("client", &["10.0.0.1"]);
+    let tunnel = crate::workload::ApplicationTunnel {
+        proxy_protocol: true,
+        port: Some(15088),
+    };
+    let proxy = Workload {
+        application_tunnel: Some(tunnel),
+        ..pod("proxy", &["10.0.0.2"])
+    };
+    let mut front = service("proxy", &["10.96.0.1"], &[&proxy]);
+    front.ports[0].target_port = None;
+    let mesh = mesh(&[&client, &proxy], &[&front]);
+    assert_eq!(
+        application(route(&mesh, &client, "10.96.0.1:80")),
+        at("10.0.0.2:80")
+    );
+    assert_eq!(
+        route(&mesh, &client, "10.96.0.1:15008").unwrap_err(),
+        Refusal::NoPort {
+            service: front.hostname,
+            port: HBONE_PORT
         }
-    }
-
-    #[test]
-    fn retries_visit_every_endpoint_once(count in 1..40usize, seed in any::<u64>()) {
-        let client = pod("client", &["10.0.0.1"]);
-        let pods: Vec<Workload> =
-            (0..count).map(|index| pod(&format!("p{index}"), &[&format!("10.0.1.{index}")])).collect();
-        let front = service("web", &["10.96.0.1"], &pods.iter().collect::<Vec<_>>());
-        let mesh = mesh(&pods.iter().collect::<Vec<_>>(), &[&front]);
-        let (now, mut rng, mut tried) = (Instant::now(), StdRng::seed_from_u64(seed), Vec::new());
-        while let Ok(route) = mesh.route(&client, at("10.96.0.1:80"), &tried, now, &mut rng) {
-            let found = destination(Ok(route));
-            prop_assert!(!tried.contains(&found.workload.uid));
-            found.load.failed(now);
-            tried.push(Arc::clone(&found.workload.uid));
-        }
-        prop_assert_eq!(tried.len(), count);
-    }
+    );
 }
 
 #[test]

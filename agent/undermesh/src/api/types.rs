@@ -130,8 +130,12 @@ pub struct Kernel {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
-    /// The directory.
-    pub directory: PathBuf,
+    /// The directory, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<PathBuf>,
+    /// The control plane, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<ControlPlane>,
     /// How often the configuration was replaced since the start.
     pub generation: u64,
     /// Objects in force, by kind.
@@ -141,6 +145,25 @@ pub struct Source {
     pub error: Option<String>,
     /// What is wrong with the manifests.
     pub diagnostics: Vec<Finding>,
+}
+
+/// A control plane and how the node stands with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ControlPlane {
+    /// Where it is.
+    pub address: String,
+    /// Whether it is connected.
+    pub connected: bool,
+    /// Whether it has told all that is asked of it as a whole.
+    pub complete: bool,
+    /// Names that are asked for on demand.
+    pub names: usize,
+    /// Resources that could not be taken, each with its reason; their former versions stay in force.
+    pub rejected: Vec<String>,
+    /// What ended the last connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// One thing that is wrong with a manifest.

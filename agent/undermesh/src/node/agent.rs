@@ -13,13 +13,14 @@ use undermesh_telemetry::{
     ConnectionView, Logging, Readiness, Telemetry, admin::ConfigDump, logging::LoggingError,
 };
 
-use super::{VERSION, dump, place, pods::Pods, source::Source};
+use super::{dump, place, pods::Pods, source::Source};
 use crate::{
     api::{
         Node, Refusal,
         types::{Kernel, Pod, PodKey, Status},
     },
     command::NodeOptions,
+    process::VERSION,
 };
 
 /// The hooks without which capture does not open.

@@ -4,10 +4,11 @@ use undermesh_capture::Counters;
 use undermesh_identity::CertificateReport;
 use undermesh_model::{Policy, Service, Workload};
 
-use super::{VERSION, agent::Agent};
+use super::agent::Agent;
 use crate::{
     api::types::{Pod, Source},
     duration,
+    process::VERSION,
 };
 
 #[derive(Serialize)]

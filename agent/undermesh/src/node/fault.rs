@@ -36,6 +36,11 @@ pub enum PodError {
         /// What the manifests say.
         declared: Box<Identity>,
     },
+    /// The path of its namespace leads to another one by now.
+    #[error(
+        "the network namespace of {0} is another one than was meant; the pod has restarted, enroll it again"
+    )]
+    OtherNamespace(PodKey),
     /// No such pod.
     #[error("{0} is not enrolled; see 'undermesh list'")]
     Unknown(PodKey),
@@ -59,7 +64,9 @@ impl From<PodError> for Refusal {
         let status = match &error {
             PodError::Capture(error) => capture_status(error),
             PodError::Identity(_) => StatusCode::BAD_REQUEST,
-            PodError::OtherIdentity { .. } | PodError::Unserved(_) => StatusCode::CONFLICT,
+            PodError::OtherIdentity { .. } | PodError::OtherNamespace(_) | PodError::Unserved(_) => {
+                StatusCode::CONFLICT
+            }
             PodError::Unknown(_) => StatusCode::NOT_FOUND,
             PodError::Certificate { .. } => StatusCode::SERVICE_UNAVAILABLE,
             PodError::Workers(_) | PodError::System { .. } => StatusCode::INTERNAL_SERVER_ERROR,

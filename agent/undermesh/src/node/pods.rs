@@ -11,6 +11,7 @@ use undermesh_capture::{
     Capture, CaptureError, Counters, Destinations, EnrolledPod, Enrollment, Phase, Prepared,
     Recovery, Watch,
 };
+use undermesh_cni::netns::NetnsId;
 use undermesh_identity::CertificateCache;
 use undermesh_model::{Identity, IdentityError, SharedMesh, TrustDomain};
 use undermesh_telemetry::Telemetry;
@@ -43,28 +44,15 @@ enum Patience {
     Bounded,
 }
 
-/// The pods of this node.
+/// The pods of this node, and the rooms that serve them.
 pub struct Pods {
-    capture: Arc<Capture>,
-    workers: Workers,
-    certificates: CertificateCache,
-    mesh: SharedMesh,
-    telemetry: Telemetry,
-    watch: Watch,
-    trust_domain: TrustDomain,
-    drain: Duration,
-    turns: Turns,
-}
-
-/// What [`Pods`] are made of.
-pub struct Parts {
     /// The kernel's side.
     pub capture: Arc<Capture>,
     /// The data plane.
     pub workers: Workers,
     /// Certificates of the pods' identities.
     pub certificates: CertificateCache,
-    /// What the manifests say.
+    /// What the configuration says.
     pub mesh: SharedMesh,
     /// Where pods are counted.
     pub telemetry: Telemetry,
@@ -74,41 +62,25 @@ pub struct Parts {
     pub trust_domain: TrustDomain,
     /// How long a release drains unless it says otherwise.
     pub drain: Duration,
+    /// One enrollment or release of a pod at a time.
+    pub turns: Turns,
 }
 
 impl Pods {
-    /// No pods yet.
-    pub fn new(parts: Parts) -> Self {
-        let Parts {
-            capture,
-            workers,
-            certificates,
-            mesh,
-            telemetry,
-            watch,
-            trust_domain,
-            drain,
-        } = parts;
-        let turns = Turns::default();
-        Self {
-            capture,
-            workers,
-            certificates,
-            mesh,
-            telemetry,
-            watch,
-            trust_domain,
-            drain,
-            turns,
-        }
-    }
-
     /// Takes a pod into the mesh; the same pod again is no error.
     pub async fn enroll(&self, enrollment: Enrollment) -> Result<Pod, Refusal> {
         let _turn = self.turns.take(&PodKey::of(&enrollment)).await;
-        let enrolled = self.take_up(enrollment).await;
+        let enrolled = self.take_up(enrollment, None).await;
         self.count();
         Ok(self.view(&enrolled?))
+    }
+
+    /// As [`Self::enroll`], and only if the namespace at the enrollment's path is `netns`.
+    pub async fn enroll_in(&self, enrollment: Enrollment, netns: NetnsId) -> Result<(), PodError> {
+        let _turn = self.turns.take(&PodKey::of(&enrollment)).await;
+        let enrolled = self.take_up(enrollment, Some(netns)).await;
+        self.count();
+        enrolled.map(drop)
     }
 
     /// Takes a pod out of the mesh after its connections ended, or after `drain`.
@@ -117,6 +89,32 @@ impl Pods {
         let released = self.give_up(&key, drain.unwrap_or(self.drain)).await;
         self.count();
         Ok(released?)
+    }
+
+    /// As [`Self::release`], with the usual time to drain.
+    pub async fn give_back(&self, key: &PodKey) -> Result<(), PodError> {
+        let _turn = self.turns.take(key).await;
+        let released = self.give_up(key, self.drain).await;
+        self.count();
+        released.map(drop)
+    }
+
+    /// Stops serving a pod that has ended. Its namespace stays captured until it is gone, so that nothing that still
+    /// runs in there leaves it unprotected, and its name is free for another pod.
+    pub async fn abandon(&self, key: &PodKey) -> Result<(), PodError> {
+        let _turn = self.turns.take(key).await;
+        let (pod, _) = self
+            .find(key)
+            .ok_or_else(|| PodError::Unknown(key.clone()))?;
+        let cookie = pod.cookie();
+        self.watch.remove(cookie).await;
+        self.workers.remove_pod(cookie, Duration::ZERO).await;
+        self.blocking(move |capture| capture.vanished(cookie))
+            .await?;
+        self.telemetry.metrics().proxies_stopped.inc();
+        tracing::info!(pod = %pod.enrollment(), "it has ended; it is no longer served");
+        self.count();
+        Ok(())
     }
 
     /// Serves the pods of an earlier agent again, all at once.
@@ -211,18 +209,27 @@ impl Pods {
         &self.mesh
     }
 
-    async fn take_up(&self, enrollment: Enrollment) -> Result<EnrolledPod, PodError> {
+    async fn take_up(
+        &self,
+        enrollment: Enrollment,
+        netns: Option<NetnsId>,
+    ) -> Result<EnrolledPod, PodError> {
         self.checked_identity(&enrollment)?;
         let prepared = match self
             .blocking(move |capture| capture.prepare(&enrollment))
             .await
         {
             Ok(prepared) => prepared,
-            Err(PodError::Capture(CaptureError::AlreadyEnrolled(pod))) => return self.served(pod),
+            Err(PodError::Capture(CaptureError::AlreadyEnrolled(pod))) => {
+                return expect(&pod, netns).and_then(|()| self.served(pod));
+            }
             Err(error) => return Err(error),
         };
         let cookie = prepared.pod().cookie();
-        let served = self.serve(prepared, Patience::Certificate).await;
+        let served = match expect(prepared.pod(), netns) {
+            Ok(()) => self.serve(prepared, Patience::Certificate).await,
+            Err(error) => Err(error),
+        };
         if served.is_err() {
             self.workers.remove_pod(cookie, Duration::ZERO).await;
             if let Err(error) = self.blocking(move |capture| capture.forget(cookie)).await {
@@ -434,6 +441,19 @@ impl Pods {
                 })
             }
         }
+    }
+}
+
+/// Whether a pod's namespace is the one that was meant: a path can lead elsewhere by the time it is opened.
+fn expect(pod: &EnrolledPod, netns: Option<NetnsId>) -> Result<(), PodError> {
+    let Some(meant) = netns else { return Ok(()) };
+    match NetnsId::of(pod.netns().as_fd()) {
+        Ok(found) if found == meant => Ok(()),
+        Ok(_) => Err(PodError::OtherNamespace(PodKey::of(pod.enrollment()))),
+        Err(error) => Err(PodError::System {
+            what: "looking at a namespace",
+            error,
+        }),
     }
 }
 

@@ -1,16 +1,21 @@
-//! From the manifests to the mesh that the data plane reads.
+//! From the configuration's source to the mesh that the data plane reads.
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use futures::{FutureExt as _, future::BoxFuture};
 use tokio::sync::watch;
 use undermesh_control::{Diagnostic, DirectorySource, Severity, Snapshot};
-use undermesh_model::SharedMesh;
+use undermesh_model::{MeshBuilder, SharedMesh};
+use undermesh_telemetry::{Readiness, readiness::ReadyGuard};
+use undermesh_xds::client::{Client, Status, Updates};
 
-use crate::api::types::{Finding, Source as SourceView};
+use super::feed::Follow;
+use crate::api::types::{ControlPlane, Finding, Source as SourceView};
 
 /// Most findings that are kept and shown; a manifest may be wrong in many ways.
 const MAX_FINDINGS: usize = 1000;
@@ -19,10 +24,16 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// The configuration's source and what it said last.
 pub struct Source {
-    directory: PathBuf,
+    origin: Origin,
     mesh: SharedMesh,
     changed: watch::Sender<u64>,
     state: Mutex<State>,
+}
+
+/// Where it is.
+enum Origin {
+    Directory(PathBuf),
+    ControlPlane(Client),
 }
 
 #[derive(Default)]
@@ -33,20 +44,47 @@ struct State {
 }
 
 impl Source {
-    /// A source that has said nothing yet.
-    pub fn new(directory: PathBuf, mesh: SharedMesh, changed: watch::Sender<u64>) -> Self {
-        Self {
-            directory,
-            mesh,
-            changed,
-            state: Mutex::default(),
+    /// Puts what is known in force; the future follows the changes for ever. `readiness` waits for a control
+    /// plane to have told all that is asked of it as a whole.
+    pub fn start(
+        follow: Follow,
+        mesh: SharedMesh,
+        changed: watch::Sender<u64>,
+        readiness: &Readiness,
+    ) -> (Arc<Self>, BoxFuture<'static, ()>) {
+        let new = |origin| {
+            Arc::new(Self {
+                origin,
+                mesh,
+                changed,
+                state: Mutex::default(),
+            })
+        };
+        match follow {
+            Follow::Directory(path, directory, snapshot) => {
+                let source = new(Origin::Directory(path));
+                source.apply(snapshot);
+                let following = Arc::clone(&source).follow_directory(directory);
+                (source, following.boxed())
+            }
+            Follow::ControlPlane(client, updates) => {
+                let first = readiness.block("the control plane");
+                let source = new(Origin::ControlPlane(client));
+                let following = Arc::clone(&source).follow_control_plane(updates, first);
+                (source, following.boxed())
+            }
+        }
+    }
+
+    /// Keeps what a control plane has told for the next start.
+    pub async fn stop(&self) {
+        if let Origin::ControlPlane(client) = &self.origin {
+            client.stop().await;
         }
     }
 
     /// Puts what the manifests say in force and tells the data plane.
-    pub fn apply(&self, snapshot: Snapshot) {
-        let mesh = snapshot.builder.build(&self.mesh.load());
-        self.mesh.replace(mesh);
+    fn apply(&self, snapshot: Snapshot) {
         let findings: Vec<Finding> = snapshot
             .diagnostics
             .iter()
@@ -60,17 +98,22 @@ impl Source {
             std::mem::replace(&mut state.findings, findings)
         };
         report(&snapshot.diagnostics, &previous);
-        let generation = self.mesh.generation();
+        let generation = self.put(snapshot.builder);
         tracing::info!(
             generation,
             findings = snapshot.diagnostics.len(),
             "the configuration is in force"
         );
-        self.changed.send_replace(generation);
     }
 
-    /// Follows the directory for ever.
-    pub async fn follow(self: Arc<Self>, mut directory: DirectorySource) {
+    fn put(&self, builder: MeshBuilder) -> u64 {
+        self.mesh.replace(builder.build(&self.mesh.load()));
+        let generation = self.mesh.generation();
+        self.changed.send_replace(generation);
+        generation
+    }
+
+    async fn follow_directory(self: Arc<Self>, mut directory: DirectorySource) {
         loop {
             match directory.next().await {
                 Ok(snapshot) => self.apply(snapshot),
@@ -83,11 +126,39 @@ impl Source {
         }
     }
 
+    async fn follow_control_plane(self: Arc<Self>, mut updates: Updates, first: ReadyGuard) {
+        let Origin::ControlPlane(client) = &self.origin else {
+            return;
+        };
+        let mut first = Some(first);
+        let mut ready = pin!(client.ready().fuse());
+        loop {
+            tokio::select! {
+                update = updates.next() => {
+                    let Some(update) = update else { return };
+                    if !update.delta.is_empty() {
+                        let generation = self.put(client.builder());
+                        tracing::debug!(generation, "the configuration is in force");
+                    }
+                }
+                () = &mut ready => {
+                    tracing::info!("the control plane has told what this node needs");
+                    first.take();
+                }
+            }
+        }
+    }
+
     /// What `status` shows.
     pub fn view(&self) -> SourceView {
         let state = self.lock();
+        let (directory, control_plane) = match &self.origin {
+            Origin::Directory(path) => (Some(path.clone()), None),
+            Origin::ControlPlane(client) => (None, Some(control_plane(&client.status()))),
+        };
         SourceView {
-            directory: self.directory.clone(),
+            directory,
+            control_plane,
             generation: self.mesh.generation(),
             counts: state.counts.clone(),
             error: state.error.clone(),
@@ -97,6 +168,17 @@ impl Source {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn control_plane(status: &Status) -> ControlPlane {
+    ControlPlane {
+        address: status.address.clone(),
+        connected: status.connected,
+        complete: status.complete,
+        names: status.interests,
+        rejected: status.rejected.clone(),
+        error: status.last_error.clone().or(status.cache_error.clone()),
     }
 }
 
@@ -149,18 +231,14 @@ mod tests {
             DirectorySource::open(directory.path(), Settings::default()).unwrap();
         let mesh = SharedMesh::new(Mesh::empty());
         let (changed, mut changes) = watch::channel(0);
-        let source = Arc::new(Source::new(
-            directory.path().to_owned(),
-            mesh.clone(),
-            changed,
-        ));
-        source.apply(snapshot);
+        let follow = Follow::Directory(directory.path().to_owned(), manifests, snapshot);
+        let (source, following) = Source::start(follow, mesh.clone(), changed, &Readiness::new());
         assert!(mesh.load().workload_named("shop", "cart-0").is_none());
         changes.borrow_and_update();
 
         std::fs::write(directory.path().join("bad.yaml"), "kind: [").unwrap();
         std::fs::write(directory.path().join("pod.yaml"), POD).unwrap();
-        let following = tokio::spawn(Arc::clone(&source).follow(manifests));
+        let following = tokio::spawn(following);
         let seen = async {
             while mesh.load().workload_named("shop", "cart-0").is_none() {
                 changes.changed().await.unwrap();

@@ -8,7 +8,7 @@ fn policy_in(namespace: &str, spec: &str) -> String {
 }
 
 fn policy(spec: &str) -> Policy {
-    builder(&policy_in("shop", spec)).policies.remove(0)
+    Arc::unwrap_or_clone(builder(&policy_in("shop", spec)).policies.remove(0))
 }
 
 /// Whether a policy's rules match a connection, judged by the model itself.
@@ -404,7 +404,7 @@ fn converted_policies_have_istios_names() {
         "  selector: {matchLabels: {app: web}}\n  mtls: {mode: STRICT}\n  portLevelMtls: {81: {mode: PERMISSIVE}}\n",
     );
     let builder = builder(&format!("{text}{}", pod("web", "10.0.0.1", "app: web")));
-    let names: Vec<String> = builder.policies.iter().map(Policy::key).collect();
+    let names: Vec<String> = builder.policies.iter().map(|it| it.key()).collect();
     assert_eq!(
         names,
         [

@@ -51,17 +51,65 @@ fn without_resolution_connections_pass_through() {
 }
 
 #[test]
-fn dns_is_reported_and_has_no_endpoints() {
-    let text = entry("  resolution: DNS\n  endpoints: [{address: 192.0.2.7}]\n");
+fn endpoints_by_name_are_looked_up_where_they_are_used() {
+    let listed = builder(&entry(
+        "  resolution: DNS\n  endpoints: [{address: 192.0.2.7}, {address: db-1.example}]\n",
+    ));
+    let names: Vec<&str> = listed.workloads.iter().map(|it| &*it.hostname).collect();
+    assert_eq!(names, ["", "db-1.example"]);
+    assert_eq!(listed.services[0].endpoints.len(), 2);
+    let implied = builder(
+        &entry("  resolution: DNS\n").replace("[db.example]", "[db.example, other.example]"),
+    );
+    for service in &implied.services {
+        let [endpoint] = &service.endpoints[..] else {
+            panic!("{service:?}");
+        };
+        let workload = implied
+            .workloads
+            .iter()
+            .find(|it| it.uid == endpoint.workload)
+            .unwrap();
+        assert_eq!(workload.hostname, service.hostname);
+    }
+}
+
+#[test]
+fn a_service_entry_may_be_for_its_own_namespace_or_for_nobody() {
+    let exported =
+        |to: &str| mesh(&entry(&format!("  resolution: NONE\n  exportTo: [{to}]\n"))).builder;
+    assert_eq!(
+        exported("'.'").services[0].visibility,
+        Visibility::Namespace
+    );
+    assert!(!exported("'.'").services[0].canonical);
+    assert_eq!(exported("'*'").services[0].visibility, Visibility::Public);
+    assert_eq!(exported("'~'").services, []);
+}
+
+#[test]
+fn a_service_has_its_name_against_service_entries() {
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\nspec: {clusterIP: 10.1.0.1}\n";
+    let host = "db.shop.svc.cluster.local";
+    let same = entry("  resolution: NONE\n").replace("db.example", host);
+    let other = same.replace("namespace: shop", "namespace: bank");
+    let text = format!("{same}---\n{other}{service}");
     assert_eq!(
         findings(&text),
         [
-            "Error f.yaml:8: ServiceEntry shop/db: spec.resolution: endpoints by DNS are not supported yet; connections to its addresses are refused; use STATIC with endpoints, or NONE"
+            "Error f.yaml:5: ServiceEntry shop/db: spec.hosts[0]: is also in Service shop/db, which wins; remove it from one of the two"
         ]
     );
-    let service = &mesh(&text).builder.services[0];
-    assert_eq!((service.endpoints.len(), service.addresses.len()), (0, 1));
-    assert_eq!(service.preference, Preference::None);
+    let services = mesh(&text).builder.services;
+    let canonical: Vec<(String, bool)> =
+        services.iter().map(|it| (it.key(), it.canonical)).collect();
+    assert_eq!(
+        canonical,
+        [
+            (format!("bank/{host}"), false),
+            (format!("shop/{host}"), true)
+        ]
+    );
 }
 
 #[test]

@@ -169,16 +169,42 @@ fn unready_endpoints_of_slices_do_not_serve() {
 }
 
 #[test]
-fn selected_host_network_pods_are_reported() {
+fn host_network_pods_are_endpoints_like_others() {
     let text = web(&format!("  selector: {{app: web}}\n{PORTS}")).replacen(
         "spec:\n  containers",
         "spec:\n  hostNetwork: true\n  containers",
         1,
     );
     assert_eq!(
-        findings(&text),
-        [
-            "Warning f.yaml:6: Service shop/web: spec.selector: selects Pod shop/a, which is on its node's network and so no endpoint; give the Service an EndpointSlice"
-        ]
+        &*service(&text).endpoints[0].workload,
+        "Kubernetes//Pod/shop/a"
+    );
+}
+
+#[test]
+fn ports_say_what_is_spoken_on_them_and_services_which_addresses_they_offer() {
+    let service = service(&web(
+        "  ipFamilies: [IPv4]\n  ports: [{name: grpc-x, port: 80}, {name: b, port: 81, appProtocol: http}]\n",
+    ));
+    let spoken: Vec<AppProtocol> = service.ports.iter().map(|port| port.protocol).collect();
+    assert_eq!(spoken, [AppProtocol::Grpc, AppProtocol::Http11]);
+    assert_eq!(service.ip_families, IpFamilies::Ipv4Only);
+}
+
+#[test]
+fn a_namespace_can_set_the_preference_of_its_services() {
+    let namespace = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, annotations: {networking.istio.io/traffic-distribution: PreferClose}}\n";
+    let preference = |spec: &str| service(&format!("{}{namespace}", web(spec))).preference;
+    let near = Preference::Failover(vec![Place::Network, Place::Region, Place::Zone]);
+    assert_eq!(preference(PORTS), near);
+    assert_eq!(
+        preference("  trafficDistribution: PreferSameNode\n"),
+        Preference::Failover(vec![
+            Place::Network,
+            Place::Region,
+            Place::Zone,
+            Place::Subzone,
+            Place::Node
+        ])
     );
 }

@@ -122,11 +122,14 @@ fn enrollment_follows_labels_network_and_sidecars() {
 }
 
 #[test]
-fn host_network_pods_have_no_address_of_their_own() {
+fn host_network_pods_share_their_address_and_are_not_in_the_mesh() {
     let host = pod("web", "10.0.0.1", "").replace("spec:\n", "spec:\n  hostNetwork: true\n");
     let workload = workload(&format!("{AMBIENT}{host}"));
-    assert_eq!(workload.addresses, Vec::<IpAddr>::new());
-    assert_eq!(workload.tunnel, Tunnel::None);
+    assert_eq!(workload.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+    assert_eq!(
+        (workload.network_mode, workload.tunnel),
+        (NetworkMode::HostNetwork, Tunnel::None)
+    );
 }
 
 #[test]
@@ -172,13 +175,28 @@ spec:
 }
 
 #[test]
-fn a_workload_entry_by_name_is_reported() {
-    let text = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: vm}\nspec:\n  address: vm.example\n  weight: 5\n";
+fn a_workload_entry_may_have_a_name_and_a_weight() {
+    let entry = |spec: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: vm}}\nspec:\n  {spec}\n"
+        )
+    };
+    let named = workload(&entry("{address: vm.example, weight: 5}"));
+    assert_eq!((&*named.hostname, named.capacity), ("vm.example", 5));
+    assert_eq!(named.addresses, Vec::<IpAddr>::new());
+    assert_eq!(
+        workload(&entry("{address: 10.0.0.1, weight: 0}")).capacity,
+        1
+    );
+}
+
+#[test]
+fn a_workload_entry_that_cannot_be_reached_is_reported() {
+    let text = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: vm}\nspec:\n  network: far\n";
     assert_eq!(
         findings(text),
         [
-            "Error f.yaml:5: WorkloadEntry default/vm: spec.address: 'vm.example' is not an IP address, and others are not supported yet; write an IP address",
-            "Warning f.yaml:6: WorkloadEntry default/vm: spec.weight: weights are not supported yet; all endpoints count the same; remove it",
+            "Error f.yaml:5: WorkloadEntry default/vm: spec.network: an entry without an address is not supported yet; add an address"
         ]
     );
     assert_eq!(mesh(text).builder.workloads, []);

@@ -1,0 +1,229 @@
+//! The control plane of a cluster: what it watches, what it serves, and the order in which that starts.
+mod gauges;
+mod identity;
+mod publish;
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use rustls::ServerConfig;
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tonic::service::Routes;
+use undermesh_ca::{
+    access::Access,
+    bundle,
+    keeper::{Keeper, KeeperError, KeeperOptions},
+    live::Lifetimes,
+    role::Role,
+    service::CertificateService,
+    serving::{self, Serving},
+};
+use undermesh_control::Settings;
+use undermesh_identity::{ServingError, SystemClock, tls::provider};
+use undermesh_kubernetes::{
+    connect::{self, ConnectError},
+    lease::{Candidate, Leadership, LeaseSettings, Timing},
+    source::{Source, SourceSettings},
+    tokens::{ReviewSettings, TokenReviewer},
+};
+use undermesh_telemetry::{
+    Logging, Output, Readiness, Telemetry,
+    admin::{Ready, Stats},
+    logging::LoggingError,
+    metrics::MetricsError,
+};
+use undermesh_xds::server::{self as discovery, Hub, Limits};
+
+use crate::{command::ControllerOptions, grpc, process};
+use identity::KnownPods;
+
+/// The Lease that replicas share.
+const LEASE: &str = "undermesh-controller";
+/// Threads of the runtime: watching and pushing are light, signing and TLS are what takes time.
+const THREADS: usize = 2;
+
+/// Why a controller does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ControllerError {
+    /// The log's directives.
+    #[error(transparent)]
+    Logging(#[from] LoggingError),
+    /// A metric.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// The API server.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The CA's Secrets.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
+    /// The controller's own certificate.
+    #[error(transparent)]
+    Serving(#[from] ServingError),
+    /// The certificate cannot be served.
+    #[error("the TLS of the controller cannot be set up: {0}; report this as a bug")]
+    Tls(#[from] rustls::Error),
+    /// An address is taken, or the system has no more of something.
+    #[error(transparent)]
+    Process(#[from] process::ProcessError),
+}
+
+/// Runs a controller until it is told to stop.
+///
+/// # Errors
+/// When it cannot start; the error names what is missing and what to do.
+pub fn run(options: ControllerOptions) -> Result<(), ControllerError> {
+    let (output, output_thread) = Output::start(options.log_format, io::stdout())
+        .map_err(|error| process::ProcessError::system("the log", error))?;
+    let _logging = Logging::start(output.clone(), options.log_format, &options.log_level)?;
+    let runtime = process::runtime("controller", THREADS)?;
+    let result = runtime.block_on(live(options, output));
+    runtime.shutdown_background();
+    drop(output_thread);
+    result
+}
+
+/// Starts everything, waits for a signal, stops everything.
+async fn live(options: ControllerOptions, output: Output) -> Result<(), ControllerError> {
+    let mut stop = process::Stop::listen()?;
+    let telemetry = Telemetry::new(output, process::VERSION)?;
+    let readiness = Readiness::new();
+    let starting = readiness.block("the start");
+    let synced = readiness.block("the first listing of the cluster");
+    let ready = Arc::new(Ready(readiness.clone()));
+    let stats = Arc::new(Stats(telemetry.clone()));
+    let _readiness = process::Server::start("readiness", options.readiness_address, ready).await?;
+    let _stats = process::Server::start("stats", options.stats_address, stats).await?;
+
+    let client = connect::connect_checked(&access(&options)).await?;
+    let source = Source::start(client.clone(), SourceSettings::new(settings(&options)));
+    let candidate = Candidate::start(client.clone(), lease(&options));
+    let role = role(candidate.leadership());
+    let keeper = Keeper::open(client.clone(), keeper_options(&options)).await?;
+    let authority = keeper.authority();
+    let names = serving::names(&options.namespace);
+    let serving = Serving::new(Arc::clone(&authority), &names, Arc::new(SystemClock))?;
+    let hub = Hub::new(Limits::default());
+    let authenticator = Arc::new(TokenReviewer::new(
+        client.clone(),
+        ReviewSettings::default(),
+    ));
+    let access = Access {
+        trust_domain: options.trust_domain.clone(),
+        node_accounts: identity::node_accounts(&options),
+        authenticator: authenticator.clone(),
+        pods: Arc::new(KnownPods(source.pods())),
+    };
+    let certificates = CertificateService::new(access, Arc::clone(&authority));
+    gauges::add(
+        &telemetry,
+        &hub,
+        &certificates.counters(),
+        source.health(),
+        candidate.leadership(),
+    )?;
+
+    let tls = tls(&serving)?;
+    let routes = Routes::new(discovery::service(Arc::clone(&hub), authenticator))
+        .add_service(certificates.into_server());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(serving.run());
+    tasks.spawn(keeper.run(role.clone()));
+    tasks.spawn(bundle::publish(client.clone(), authority, role));
+    tasks.spawn(publish::follow(source, hub, synced));
+    let listener = listen(options.discovery_address).await?;
+    tasks.spawn(grpc::serve(listener, tls, routes));
+    starting.done();
+    tracing::info!(version = process::VERSION, address = %options.discovery_address, "the controller serves");
+
+    tokio::select! {
+        () = stop.wait() => {}
+        // Each of them runs for ever; one that ends has broken off, and a new process is what helps.
+        Some(ended) = tasks.join_next() => {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a part of the controller broke off");
+            }
+        }
+    }
+    let _stopping = readiness.block("the end");
+    drop(tasks);
+    candidate.release().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn access(options: &ControllerOptions) -> connect::Access {
+    match &options.kubeconfig {
+        Some(path) => connect::Access::Kubeconfig {
+            path: Some(path.clone()),
+            context: None,
+        },
+        None => connect::Access::Automatic,
+    }
+}
+
+fn settings(options: &ControllerOptions) -> Settings {
+    Settings {
+        trust_domain: options.trust_domain.clone(),
+        cluster: Arc::from(options.cluster_id.as_str()),
+        network: Arc::from(options.network.as_str()),
+        root_namespace: Arc::from(options.namespace.as_str()),
+        ..Settings::default()
+    }
+}
+
+fn lease(options: &ControllerOptions) -> LeaseSettings {
+    LeaseSettings {
+        namespace: options.namespace.clone(),
+        name: LEASE.to_owned(),
+        identity: identity::replica(options),
+        timing: Timing::default(),
+    }
+}
+
+fn keeper_options(options: &ControllerOptions) -> KeeperOptions {
+    let default = options.certificate_lifetime;
+    KeeperOptions {
+        namespace: options.namespace.clone(),
+        trust_domain: options.trust_domain.clone(),
+        lifetimes: Lifetimes {
+            default,
+            max: default * 2,
+        },
+        clock: Arc::new(SystemClock),
+    }
+}
+
+/// What a replica may do, by its Lease.
+fn role(mut leadership: watch::Receiver<Leadership>) -> watch::Receiver<Role> {
+    let (sender, role) = watch::channel(Role::Follower);
+    tokio::spawn(async move {
+        loop {
+            let leads = leadership.borrow_and_update().is_leader();
+            let now = if leads { Role::Leader } else { Role::Follower };
+            sender.send_if_modified(|role| std::mem::replace(role, now) != now);
+            if leadership.changed().await.is_err() || sender.is_closed() {
+                return;
+            }
+        }
+    });
+    role
+}
+
+/// TLS of the controller's servers: its own certificate, and no client certificate, since callers prove
+/// themselves by tokens.
+fn tls(serving: &Serving) -> Result<ServerConfig, rustls::Error> {
+    let config = ServerConfig::builder_with_provider(Arc::clone(provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(serving.certificate());
+    Ok(config)
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, process::ProcessError> {
+    let listening = TcpListener::bind(address).await;
+    listening.map_err(|error| process::ProcessError::Listen {
+        what: "discovery",
+        address,
+        error,
+    })
+}
