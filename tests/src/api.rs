@@ -9,7 +9,7 @@ use crate::{Context, Result};
 const FIELD_MANAGER: &str = "testbed";
 
 /// An API server and how to reach it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Api {
     /// Where requests are sent from.
     pub host: Outside,

@@ -228,6 +228,23 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// When it cannot be wired, or the API refuses.
     pub fn pod(&self, node: &Node, spec: PodSpec) -> Result<ClusterPod> {
+        self.create(node, spec, |spec| node.pod(spec))
+    }
+
+    /// As [`Self::pod`], with addresses that an earlier pod of the node had.
+    ///
+    /// # Errors
+    /// When it cannot be wired, or the API refuses.
+    pub fn pod_at(&self, node: &Node, spec: PodSpec, addresses: Addresses) -> Result<ClusterPod> {
+        self.create(node, spec, |spec| node.pod_at(spec, addresses))
+    }
+
+    fn create(
+        &self,
+        node: &Node,
+        spec: PodSpec,
+        wire: impl FnOnce(PodSpec) -> Result<Pod>,
+    ) -> Result<ClusterPod> {
         self.api
             .apply(&service_account(&spec.namespace, &spec.service_account))?;
         let labels = match &spec.service {
@@ -250,7 +267,7 @@ impl<'a> Cluster<'a> {
         let uid = uid
             .context(|| format!("find the uid in {created}"))?
             .to_owned();
-        let pod = node.pod(spec.clone().with_uid(&uid))?;
+        let pod = wire(spec.clone().with_uid(&uid))?;
         let pause = pod.spawn("sleep", ["infinity"])?;
         self.api.apply(&object(Some(pod.addresses())))?;
         Ok(ClusterPod {

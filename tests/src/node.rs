@@ -104,6 +104,15 @@ impl Node {
     /// When it cannot be wired.
     pub fn pod(&self, spec: PodSpec) -> Result<Pod> {
         let host = self.next_pod.fetch_add(1, Ordering::Relaxed);
+        self.pod_at(spec, pod_addresses(self.number, host))
+    }
+
+    /// Starts a pod with addresses that an earlier pod of this node had, and has no more.
+    ///
+    /// # Errors
+    /// When it cannot be wired.
+    pub fn pod_at(&self, spec: PodSpec, addresses: Addresses) -> Result<Pod> {
+        let host = addresses.v4.octets()[3];
         let label = format!("{}/{}", spec.namespace, spec.name);
         let (folder, group) = match &spec.uid {
             Some(uid) => (format!("{label}-{uid}"), format!("pod{uid}")),
@@ -115,7 +124,6 @@ impl Node {
             self.pods.child(&group)?,
             self.journal(),
         )?;
-        let addresses = pod_addresses(self.number, host);
         let gateway = pod_addresses(self.number, 1);
         self.netns().ip(&format!(
             "link add pod{host} master {BRIDGE} type veth peer name eth0 netns {}\n\

@@ -33,7 +33,13 @@ enum Stage {
     Unit,
     /// Real programs in pods, on a testbed of network namespaces.
     Scenarios,
+    /// Of the scenarios those of Kubernetes: against the test's own API server, and against kube-apiserver and etcd
+    /// where KUBEBUILDER_ASSETS names their folder.
+    Kubernetes,
 }
+
+/// How the names of the scenarios of Kubernetes begin.
+const KUBERNETES: &str = "kubernetes_";
 
 impl Stage {
     fn title(self) -> &'static str {
@@ -43,6 +49,7 @@ impl Stage {
             Self::Programs => "kernel programs",
             Self::Unit => "unit tests",
             Self::Scenarios => "scenarios",
+            Self::Kubernetes => "kubernetes",
         }
     }
 }
@@ -79,6 +86,7 @@ impl Options {
     fn includes(&self, stage: Stage) -> bool {
         match self.only {
             Some(only) => only == stage,
+            None if stage == Stage::Kubernetes => false,
             None if self.filter.is_none() => true,
             None => matches!(stage, Stage::Unit | Stage::Scenarios),
         }
@@ -101,6 +109,7 @@ fn perform(stage: Stage, filter: Option<&str>) -> Tally {
         Stage::Programs => check(ebpf::run()),
         Stage::Unit => unit(filter),
         Stage::Scenarios => scenarios(filter),
+        Stage::Kubernetes => scenarios(Some(filter.unwrap_or(KUBERNETES))),
     }
 }
 

@@ -28,7 +28,7 @@ pub struct Examination {
 /// What an examination has come to.
 #[derive(Debug)]
 pub struct Verdict {
-    /// What was found, by file and line, then by object.
+    /// What was found, by file and object.
     pub findings: Vec<Diagnostic>,
     /// How many objects were judged, those without a part in the mesh included.
     pub objects: usize,
@@ -103,8 +103,15 @@ impl Examination {
     }
 }
 
-/// By place, and the worst first where several are in one place.
+/// By file and object; what is said of an object as a whole refers to what is said of its fields, and comes after it.
 fn order(finding: &Diagnostic) -> impl Ord + '_ {
     let severity = std::cmp::Reverse(finding.severity);
-    (&finding.file, finding.line, &finding.resource, severity)
+    let is_whole = finding.field.is_root();
+    (
+        &finding.file,
+        &finding.resource,
+        is_whole,
+        finding.line,
+        severity,
+    )
 }

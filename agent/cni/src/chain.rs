@@ -153,34 +153,13 @@ impl Installer {
     /// When a file cannot be read or written. It can be called again.
     pub fn remove(&self) -> Result<(), ChainError> {
         // The chain first, as the plugin is named in it.
-        for path in entries(&self.settings.conf_dir)? {
-            match path.extension().and_then(OsStr::to_str) {
-                Some("conflist") => self.take_out(&path)?,
-                Some(REPLACED) => self.put_back(&path)?,
-                _ => {}
-            }
+        for path in self.configurations(REPLACED)? {
+            put_back(&path)?;
+        }
+        for path in self.configurations("conflist")? {
+            take_out(&path)?;
         }
         file::remove(&self.program()).map_err(at(&self.program()))
-    }
-
-    fn take_out(&self, path: &Path) -> Result<(), ChainError> {
-        // What cannot be read as a list was not changed by us.
-        let Ok(Some(text)) = conflist::remove(&read(path)?, plugin::NAME) else {
-            return Ok(());
-        };
-        file::write(path, &text, file::mode(path)?).map_err(at(path))
-    }
-
-    /// Puts back a configuration that a list took the place of, unless its owner has written a new one.
-    fn put_back(&self, replaced: &Path) -> Result<(), ChainError> {
-        let original = replaced.with_extension("");
-        if original.exists() {
-            return file::remove(replaced).map_err(at(replaced));
-        }
-        // From here on the original is taken, for its name comes first.
-        fs::rename(replaced, &original).map_err(at(&original))?;
-        let list = original.with_extension("conflist");
-        file::remove(&list).map_err(at(&list))
     }
 
     fn ensure_program(&self) -> Result<(), ChainError> {
@@ -206,6 +185,12 @@ impl Installer {
         Ok(entries(&self.settings.conf_dir)?.into_iter().find(is_read))
     }
 
+    fn configurations(&self, kind: &str) -> Result<Vec<PathBuf>, ChainError> {
+        let mut paths = entries(&self.settings.conf_dir)?;
+        paths.retain(|path| path.extension() == Some(OsStr::new(kind)));
+        Ok(paths)
+    }
+
     fn program(&self) -> PathBuf {
         self.settings.bin_dir.join(plugin::NAME)
     }
@@ -228,6 +213,26 @@ impl Installer {
             },
         }
     }
+}
+
+fn take_out(path: &Path) -> Result<(), ChainError> {
+    // What cannot be read as a list was not changed by us.
+    let Ok(Some(text)) = conflist::remove(&read(path)?, plugin::NAME) else {
+        return Ok(());
+    };
+    file::write(path, &text, file::mode(path)?).map_err(at(path))
+}
+
+/// Puts back a configuration that a list took the place of, unless its owner has written a new one.
+fn put_back(replaced: &Path) -> Result<(), ChainError> {
+    let original = replaced.with_extension("");
+    if original.exists() {
+        return file::remove(replaced).map_err(at(replaced));
+    }
+    // From here on the original is taken, for its name comes first.
+    fs::rename(replaced, &original).map_err(at(&original))?;
+    let list = original.with_extension("conflist");
+    file::remove(&list).map_err(at(&list))
 }
 
 /// The entries of a folder, in the order of their names; none where the folder is missing.

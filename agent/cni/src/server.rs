@@ -13,7 +13,11 @@ use std::{
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    body::{Body as _, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -149,6 +153,9 @@ async fn answer<D: Desk>(desk: &D, request: Request<Incoming>) -> Response<Full<
     };
     if request.method() != Method::POST {
         return failed(StatusCode::METHOD_NOT_ALLOWED, "use POST");
+    }
+    if request.body().size_hint().lower() > MAX_BODY as u64 {
+        return failed(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long");
     }
     let body = Limited::new(request.into_body(), MAX_BODY).collect();
     let sandbox = match timeout(READ_TIMEOUT, body).await {

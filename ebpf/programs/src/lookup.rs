@@ -91,30 +91,36 @@ fn is_probe(lookup: &bpf_sk_lookup) -> bool {
     PROBES.get_ptr(&key).is_some() || PROBERS.get_ptr(&source).is_some()
 }
 
-/// The addresses of the other end and of the pod's. The reads are volatile because the verifier takes them at
-/// fixed offsets alone: the compiler would merge those of the two branches.
+/// The addresses of the other end and of the pod's. All are read before the choice, and volatile, because the
+/// verifier takes reads at fixed offsets alone: the compiler would merge those of two branches.
 #[inline(always)]
 fn ends(lookup: &bpf_sk_lookup) -> (Address, Address) {
-    // SAFETY: these are fields of a valid context.
-    unsafe {
-        if lookup.family == AF_INET {
-            let remote = read_volatile(&raw const lookup.remote_ip4);
-            let local = read_volatile(&raw const lookup.local_ip4);
-            return (Address::from_ipv4(remote), Address::from_ipv4(local));
-        }
-        let remote = [
-            read_volatile(&raw const lookup.remote_ip6[0]),
-            read_volatile(&raw const lookup.remote_ip6[1]),
-            read_volatile(&raw const lookup.remote_ip6[2]),
-            read_volatile(&raw const lookup.remote_ip6[3]),
-        ];
-        let local = [
-            read_volatile(&raw const lookup.local_ip6[0]),
-            read_volatile(&raw const lookup.local_ip6[1]),
-            read_volatile(&raw const lookup.local_ip6[2]),
-            read_volatile(&raw const lookup.local_ip6[3]),
-        ];
-        (Address(remote), Address(local))
+    // SAFETY: these are fields of a valid context; those of the other family are not used.
+    let (remote_ipv4, local_ipv4, remote_ipv6, local_ipv6) = unsafe {
+        (
+            read_volatile(&raw const lookup.remote_ip4),
+            read_volatile(&raw const lookup.local_ip4),
+            [
+                read_volatile(&raw const lookup.remote_ip6[0]),
+                read_volatile(&raw const lookup.remote_ip6[1]),
+                read_volatile(&raw const lookup.remote_ip6[2]),
+                read_volatile(&raw const lookup.remote_ip6[3]),
+            ],
+            [
+                read_volatile(&raw const lookup.local_ip6[0]),
+                read_volatile(&raw const lookup.local_ip6[1]),
+                read_volatile(&raw const lookup.local_ip6[2]),
+                read_volatile(&raw const lookup.local_ip6[3]),
+            ],
+        )
+    };
+    if lookup.family == AF_INET {
+        (
+            Address::from_ipv4(remote_ipv4),
+            Address::from_ipv4(local_ipv4),
+        )
+    } else {
+        (Address(remote_ipv6), Address(local_ipv6))
     }
 }
 

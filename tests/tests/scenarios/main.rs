@@ -31,6 +31,7 @@ mod curl_reaches_nginx;
 mod databases;
 mod endpoints;
 mod enrollment;
+mod kubernetes;
 mod many_connections;
 mod mutual_tls;
 mod outside_the_mesh;
@@ -53,6 +54,7 @@ enum Load {
 struct Scenario {
     name: &'static str,
     needs: &'static [&'static str],
+    on_kube_apiserver: bool,
     load: Load,
     body: fn(&Testbed) -> Result<()>,
 }
@@ -62,6 +64,7 @@ impl Scenario {
         Self {
             name,
             needs: &[],
+            on_kube_apiserver: false,
             load: Load::Light,
             body,
         }
@@ -69,6 +72,11 @@ impl Scenario {
 
     const fn needs(mut self, programs: &'static [&'static str]) -> Self {
         self.needs = programs;
+        self
+    }
+
+    const fn on_kube_apiserver(mut self) -> Self {
+        self.on_kube_apiserver = true;
         self
     }
 
@@ -126,6 +134,7 @@ fn main() -> ExitCode {
     });
     let trials = SCENARIOS
         .iter()
+        .chain(kubernetes::SCENARIOS)
         .copied()
         .flatten()
         .map(|scenario| trial(*scenario, Arc::clone(&stage)))
@@ -146,6 +155,11 @@ fn play(scenario: Scenario, stage: &Stage) -> std::result::Result<Completion, Fa
         return Ok(Completion::ignored_with(format!(
             "{missing} is not installed"
         )));
+    }
+    if scenario.on_kube_apiserver
+        && let Err(reason) = undermesh_tests::apiserver::assets()
+    {
+        return Ok(Completion::ignored_with(reason));
     }
     match scenario.load {
         Load::Light => {

@@ -74,7 +74,7 @@ async fn what_is_not_a_question_is_refused() {
             post("/v1/add", r#"{"namespace":"a","name":"b","more":1}"#),
             "400",
         ),
-        (long, "400"),
+        (long, "413"),
     ] {
         let answer = exchange(&path, &request).await;
         assert!(

@@ -392,7 +392,7 @@ fn pods_are_confined_as_far_as_their_work_allows() {
 
 /// The rights that the code uses: group, resource, names, verbs. Rights that it gets to use are added here and
 /// in the chart.
-const CONTROLLER: &[(&str, &[&str], &[&str], &[&str])] = &[
+const CONTROLLER: &[Rule] = &[
     (
         "",
         &["namespaces", "nodes", "pods", "serviceaccounts", "services"],
@@ -468,7 +468,7 @@ const CONTROLLER: &[(&str, &[&str], &[&str], &[&str])] = &[
         "",
         &["configmaps"],
         &["istio-ca-root-cert"],
-        &["get", "list", "watch", "update", "patch", "delete"],
+        &["list", "watch", "patch"],
     ),
     (
         "admissionregistration.k8s.io",
@@ -477,6 +477,13 @@ const CONTROLLER: &[(&str, &[&str], &[&str], &[&str])] = &[
         &["get", "list", "watch", "patch"],
     ),
 ];
+/// Group, resources, names, verbs.
+type Rule = (
+    &'static str,
+    &'static [&'static str],
+    &'static [&'static str],
+    &'static [&'static str],
+);
 const READ: &[&str] = &["get", "list", "watch"];
 
 type Right = (String, String, String, String);

@@ -1,5 +1,5 @@
 //! Looks at the cluster before anything is changed. It reads, and changes nothing.
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::{
@@ -10,6 +10,7 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, ResourceExt as _,
     api::{ListParams, PostParams},
+    core::ObjectMeta,
 };
 
 use super::{CONCURRENCY, InstallError, Problem, api, install::Plan, is_missing, labels, list};
@@ -234,7 +235,7 @@ async fn other_capture(client: &Client) -> Result<Vec<Problem>, InstallError> {
         let namespace = set.namespace().unwrap_or_default();
         Some(Problem::OtherCapture(
             format!("DaemonSet {namespace}/{name}"),
-            *release,
+            release,
         ))
     });
     found
@@ -306,47 +307,51 @@ async fn elsewhere(client: &Client, plan: &Plan) -> Result<Vec<Problem>, Install
     Ok(namespaces.into_iter().map(Problem::Elsewhere).collect())
 }
 
-/// Objects of the plan that are there and are somebody else's.
+/// Objects of the plan that are there and are not ours to change.
 async fn objects(
     client: &Client,
     plan: &Plan,
     args: &ApplyArgs,
 ) -> Result<Vec<Problem>, InstallError> {
-    stream::iter(&plan.manifests)
-        .map(|manifest| object(client, manifest, args))
+    let found: Vec<(&Manifest, ObjectMeta)> = stream::iter(&plan.manifests)
+        .map(|manifest| existing(client, manifest))
         .buffered(CONCURRENCY)
-        .try_filter_map(|problem| async move { Ok(problem) })
+        .try_filter_map(|found| async move { Ok(found) })
         .try_collect()
-        .await
+        .await?;
+    let mut problems = Vec::new();
+    let mut foreign: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (manifest, metadata) in found {
+        match manifest.kind().kind {
+            "Namespace" if metadata.deletion_timestamp.is_some() => {
+                problems.push(Problem::Terminating(manifest.name().to_owned()));
+            }
+            // Others may have made these, and both may use them.
+            "Namespace" | "CustomResourceDefinition" => {}
+            _ if args.force_conflicts || labels::is_ours(&metadata) => {}
+            _ => foreign
+                .entry(labels::owner(&metadata))
+                .or_default()
+                .push(manifest.to_string()),
+        }
+    }
+    problems.extend(foreign.into_iter().filter_map(|(owner, objects)| {
+        let objects = some_of(objects)?;
+        Some(Problem::Foreign { objects, owner })
+    }));
+    Ok(problems)
 }
 
-async fn object(
+async fn existing<'a>(
     client: &Client,
-    manifest: &Manifest,
-    args: &ApplyArgs,
-) -> Result<Option<Problem>, InstallError> {
-    let name = manifest.to_string();
+    manifest: &'a Manifest,
+) -> Result<Option<(&'a Manifest, ObjectMeta)>, InstallError> {
     let namespace = manifest.namespace().unwrap_or_default();
-    let found = match api(client, manifest.kind(), namespace)
+    let found = api(client, manifest.kind(), namespace)
         .get_opt(manifest.name())
         .await
-    {
-        Ok(Some(found)) => found,
-        Ok(None) => return Ok(None),
-        Err(source) => return Err(InstallError::request("get", &name, source)),
-    };
-    Ok(match manifest.kind().kind {
-        "Namespace" => found
-            .metadata
-            .deletion_timestamp
-            .map(|_| Problem::Terminating(manifest.name().to_owned())),
-        "CustomResourceDefinition" => None,
-        _ if args.force_conflicts || labels::is_ours(&found.metadata) => None,
-        _ => Some(Problem::Foreign {
-            object: name,
-            owner: labels::owner(&found.metadata),
-        }),
-    })
+        .map_err(|source| InstallError::request("get", &manifest.to_string(), source))?;
+    Ok(found.map(|found| (manifest, found.metadata)))
 }
 
 /// Names of the namespaces that are enrolled.

@@ -80,14 +80,14 @@ pub enum Problem {
         "{0} does not serve ambient nodes; set PILOT_ENABLE_AMBIENT=true, as Istio's profile ambient does"
     )]
     NotAmbient(String),
-    /// Somebody else's object.
+    /// Somebody else's objects.
     #[error(
-        "{object} exists and belongs to {owner}; remove it there, or take it over with --force-conflicts"
+        "{objects}: exists already and belongs to {owner}; remove it there, or take it over with --force-conflicts"
     )]
     Foreign {
-        /// The object.
-        object: String,
-        /// Who looks after it.
+        /// The objects.
+        objects: String,
+        /// Who looks after them.
         owner: String,
     },
     /// An installation in another namespace.

@@ -55,7 +55,7 @@ impl fmt::Display for Summary {
         if let Some(nodes) = self.nodes {
             write!(
                 f,
-                "\n{nodes} nodes are ready. Take a namespace into the mesh with"
+                "\nNode agents ready: {nodes}. Take a namespace into the mesh with"
             )?;
             write!(
                 f,

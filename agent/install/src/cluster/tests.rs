@@ -247,7 +247,7 @@ async fn problems_stop_an_installation_before_anything_is_changed() {
         "error: DaemonSet kube-system/istio-cni-node captures the same pods",
         "error: Deployment istio-system/istiod writes the same roots",
         "error: undermesh is installed in the namespace mesh",
-        "error: Service istio-system/istiod exists and belongs to Helm",
+        "error: Service istio-system/istiod: exists already and belongs to Helm",
         "error: the cluster has no PodMonitor",
         "warning: the cluster has no Gateway API",
     ] {
@@ -427,7 +427,7 @@ fn run_mesh(api: &ApiServer) {
     for (kind, version, namespace, name) in [
         ("ConfigMap", "v1", "shop", "istio-ca-root-cert"),
         ("ConfigMap", "v1", NAMESPACE, "istio-ca-root-cert"),
-        ("Secret", "v1", NAMESPACE, "undermesh-ca"),
+        ("Secret", "v1", NAMESPACE, "istio-ca-secret"),
         (
             "Lease",
             "coordination.k8s.io/v1",
@@ -480,13 +480,13 @@ async fn an_uninstallation_takes_everything_but_what_may_be_wanted_again() {
     assert_eq!(removed.captured, ["shop/cart"]);
     let text = removed.to_string();
     for left in [
-        "Secret istio-system/undermesh-ca",
+        "Secret istio-system/istio-ca-secret",
         "peerauthentications.security.istio.io",
         "Namespace istio-system",
     ] {
         assert!(text.contains(left), "{text}");
     }
-    assert!(api.get("Secret", NAMESPACE, "undermesh-ca").is_some());
+    assert!(api.get("Secret", NAMESPACE, "istio-ca-secret").is_some());
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ const ROOTS: &str = "istio-ca-root-cert";
 /// The lease by which the controller's replicas elect one.
 const LEASE: &str = "undermesh-controller";
 /// The key of the certificate authority.
-const AUTHORITY: &str = "undermesh-ca";
+const AUTHORITY: &str = "istio-ca-secret";
 /// Says of a pod that it is captured (Istio).
 const REDIRECTION: &str = "ambient.istio.io/redirection";
 
@@ -50,8 +50,9 @@ pub async fn uninstall(
     if let Some(names) = preflight::labelled(client).await? {
         progress.event(&Event::Problem(&Problem::StillLabelled(names)));
     }
-    let had_controller = found.iter().any(|it| it.kind.kind == "Deployment");
-    let had_nodes = found.iter().any(|it| it.kind.kind == "DaemonSet");
+    // Their accounts go last, so this holds when an earlier try was cut short, too.
+    let had = |name: &str| found.iter().any(|it| it.object.name_any() == name);
+    let (had_controller, had_nodes) = (had("undermesh-controller"), had("undermesh-node"));
     progress.event(&Event::Step("Removing it"));
     let mut removed = Removed {
         namespace: namespace.clone(),

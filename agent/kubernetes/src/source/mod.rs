@@ -76,7 +76,7 @@ pub struct Source {
     updates: mpsc::Receiver<Update>,
     health: watch::Receiver<Health>,
     pods: PodIndex,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Source {
@@ -113,14 +113,18 @@ impl Source {
             updates,
             health,
             pods,
-            _tasks: tasks,
+            tasks,
         }
     }
 
-    /// Waits for the next change; `None` when the tasks behind this have ended, which only a defect makes them.
-    /// Cancel safe. Updates that are not taken are merged.
+    /// Waits for the next change; `None` when a task behind this has ended, which only a defect makes it: the mesh
+    /// would grow old from then on. Cancel safe. Updates that are not taken are merged.
     pub async fn next(&mut self) -> Option<Update> {
-        self.updates.recv().await
+        tokio::select! {
+            biased;
+            update = self.updates.recv() => update,
+            _ = self.tasks.join_next() => None,
+        }
     }
 
     /// How the watch of each kind is doing, and every change of that.

@@ -501,3 +501,12 @@ async fn a_dropped_source_lets_go_of_its_watches() {
     drop(mesh);
     api.wait_for_watches("pods", 0).await;
 }
+
+#[tokio::test]
+async fn a_task_that_ends_ends_the_source() {
+    let api = server().await;
+    let mut mesh = Mesh::of(&api);
+    mesh.take().await;
+    mesh.source.tasks.spawn(std::future::ready(()));
+    assert!(bounded(mesh.source.next()).await.is_none());
+}

@@ -167,7 +167,7 @@ fn refuse_or_take(
             continue;
         }
         if !force {
-            let fields: Vec<String> = disputed.iter().map(|path| written(path)).collect();
+            let fields: Vec<String> = disputed.iter().map(written).collect();
             return Err(Status::owned(&owner.writer.manager, &fields));
         }
         for path in &disputed {

@@ -41,6 +41,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod upkeep;
 mod view;
 mod watch_stream;
 
@@ -104,6 +105,11 @@ impl ApiServer {
     /// Starts a server with the four namespaces of every cluster and no other objects.
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        Self::serve(listener)
+    }
+
+    /// Starts such a server on a listener of the caller's. Must be called inside a tokio runtime.
+    pub fn serve(listener: TcpListener) -> Self {
         let address = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared {
             store: Mutex::new(Store::new()),

@@ -9,7 +9,8 @@ use time::OffsetDateTime;
 
 use super::{
     status::Status,
-    store::{Key, Store, written},
+    store::{Key, Store},
+    upkeep::written,
 };
 
 /// Shortest lifetime that is granted, as the API server has it.

@@ -1,5 +1,5 @@
 //! Who called, by the API server's TokenReview.
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use k8s_openapi::api::authentication::v1::{
@@ -185,9 +185,4 @@ impl Authenticator for TokenReviewer {
     ) -> BoxFuture<'a, Result<Caller, CallerError>> {
         Box::pin(self.known_or_reviewed(token))
     }
-}
-
-/// A reviewer to share.
-pub fn reviewer(client: Client, settings: ReviewSettings) -> Arc<dyn Authenticator> {
-    Arc::new(TokenReviewer::new(client, settings))
 }
