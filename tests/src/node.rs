@@ -45,7 +45,7 @@ impl Node {
         number: u8,
     ) -> Result<Self> {
         let cgroup = cgroup.child(name)?;
-        let pods = cgroup.child("pods")?;
+        let pods = cgroup.child("kubepods")?;
         let place = Place::create(parent, name, cgroup.child("agent")?, journal)?;
         let bpffs = place.folder().join("bpf");
         fs::create_dir(&bpffs).context(|| format!("create {}", bpffs.display()))?;

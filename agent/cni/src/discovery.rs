@@ -29,6 +29,9 @@ const MAX_STAT: u64 = 4096;
 /// the one after the name, which ends with the last parenthesis.
 const START_TIME: usize = 22 - 3;
 
+/// The agent's own namespace.
+const OWN: &str = "/proc/self/ns/net";
+
 /// Where to look.
 #[derive(Clone, Debug)]
 pub struct Discovery {
@@ -61,7 +64,7 @@ pub enum DiscoveryError {
     },
     /// No process runs in the pod's cgroup.
     #[error(
-        "no process of the pod with uid {uid} runs; if it does, start the agent with hostPID and check that {} is the host's", proc.display()
+        "no process of the pod with uid {uid} runs; if it does, start the agent with hostPID and check that {} is the host's and that it has CAP_SYS_PTRACE", proc.display()
     )]
     NoProcess {
         /// The pod's uid.
@@ -111,7 +114,7 @@ impl Discovery {
     /// # Errors
     /// When there is none, or it is not certain.
     pub fn find(&self, uid: &str, addresses: &[IpAddr]) -> Result<Found, DiscoveryError> {
-        let host = self.host()?;
+        let hosts = self.hosts()?;
         let mut processes = self.processes(uid)?;
         if processes.is_empty() {
             return Err(DiscoveryError::NoProcess {
@@ -119,7 +122,7 @@ impl Discovery {
                 proc: self.proc.clone(),
             });
         }
-        processes.retain(|process| process.id != host);
+        processes.retain(|process| !hosts.contains(&process.id));
         // The oldest is the one that the container runtime made the namespace for.
         let oldest = processes.into_iter().min_by_key(|process| process.started);
         let Process {
@@ -144,7 +147,7 @@ impl Discovery {
     ) -> Result<Found, DiscoveryError> {
         let netns = netns::open(path).map_err(at(path))?;
         let id = NetnsId::of(&netns).map_err(at(path))?;
-        if id == self.host()? {
+        if self.hosts()?.contains(&id) {
             return Err(DiscoveryError::Host(uid.to_owned()));
         }
         let inside = netns::addresses(netns.as_fd()).map_err(at(path))?;
@@ -156,10 +159,19 @@ impl Discovery {
         })
     }
 
-    /// The node's own namespace: that of its first process.
-    fn host(&self) -> Result<NetnsId, DiscoveryError> {
-        let path = self.proc.join("1/ns/net");
-        netns::open(&path).and_then(NetnsId::of).map_err(at(&path))
+    /// The node's own namespace: that of the agent and that of the first process, which are the same unless the
+    /// agent was put into another one. The first process may be closed to it, where it lacks `CAP_SYS_PTRACE`.
+    fn hosts(&self) -> Result<Vec<NetnsId>, DiscoveryError> {
+        let id = |path: &Path| netns::open(path).and_then(NetnsId::of);
+        let own = Path::new(OWN);
+        let mut hosts = vec![id(own).map_err(at(own))?];
+        match id(&self.proc.join("1/ns/net")) {
+            Ok(first) => hosts.push(first),
+            Err(error) => {
+                tracing::debug!(%error, "the namespace of the first process cannot be told");
+            }
+        }
+        Ok(hosts)
     }
 
     fn processes(&self, uid: &str) -> Result<Vec<Process>, DiscoveryError> {

@@ -1,4 +1,6 @@
 //! The enrollment controller against an API server in the test process: lists, watches, patches, and faults.
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test fails by a panic")]
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -108,7 +110,7 @@ impl Namespaces for Files {
     }
 }
 
-type Node = Controller<Arc<Recorder>, Kubernetes, Arc<Files>>;
+type Node = Controller<Arc<Recorder>, Kubernetes, Files>;
 
 struct Bed {
     api: ApiServer,

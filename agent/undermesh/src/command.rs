@@ -1,4 +1,5 @@
 //! The command line.
+mod cluster;
 mod controller;
 mod node;
 
@@ -7,6 +8,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::duration;
+pub use cluster::{ClusterVerb, WithAccess, WithConsent};
 pub use controller::ControllerOptions;
 pub use node::{Absent, ControlOptions, NodeOptions, Subscribe};
 
@@ -27,6 +29,8 @@ pub enum Verb {
     Controller(Box<ControllerOptions>),
     /// Answer a container runtime as its CNI plugin; the call is in the environment and on standard input.
     Cni,
+    #[command(flatten)]
+    Cluster(ClusterVerb),
     #[command(flatten)]
     Talk(TalkVerb),
 }

@@ -5,14 +5,22 @@ mod publish;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
+use k8s_openapi::jiff::Timestamp;
 use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tonic::service::Routes;
+use undermesh_admission::{
+    status::{self, WriterSettings},
+    webhook::{
+        Webhook,
+        authority::{self, Inputs},
+    },
+};
 use undermesh_ca::{
     access::Access,
     bundle,
     keeper::{Keeper, KeeperError, KeeperOptions},
-    live::Lifetimes,
+    live::{Lifetimes, LiveAuthority},
     role::Role,
     service::CertificateService,
     serving::{self, Serving},
@@ -38,6 +46,8 @@ use identity::KnownPods;
 
 /// The Lease that replicas share.
 const LEASE: &str = "undermesh-controller";
+/// The webhook configuration that the chart makes.
+const WEBHOOK: &str = "undermesh";
 /// Threads of the runtime: watching and pushing are light, signing and TLS are what takes time.
 const THREADS: usize = 2;
 
@@ -97,11 +107,12 @@ async fn live(options: ControllerOptions, output: Output) -> Result<(), Controll
     let client = connect::connect_checked(&access(&options)).await?;
     let source = Source::start(client.clone(), SourceSettings::new(settings(&options)));
     let candidate = Candidate::start(client.clone(), lease(&options));
-    let role = role(candidate.leadership());
+    let leads = leads(candidate.leadership());
+    let role = role(leads.clone());
     let keeper = Keeper::open(client.clone(), keeper_options(&options)).await?;
-    let authority = keeper.authority();
+    let live = keeper.authority();
     let names = serving::names(&options.namespace);
-    let serving = Serving::new(Arc::clone(&authority), &names, Arc::new(SystemClock))?;
+    let serving = Serving::new(Arc::clone(&live), &names, Arc::new(SystemClock))?;
     let hub = Hub::new(Limits::default());
     let authenticator = Arc::new(TokenReviewer::new(
         client.clone(),
@@ -113,7 +124,7 @@ async fn live(options: ControllerOptions, output: Output) -> Result<(), Controll
         authenticator: authenticator.clone(),
         pods: Arc::new(KnownPods(source.pods())),
     };
-    let certificates = CertificateService::new(access, Arc::clone(&authority));
+    let certificates = CertificateService::new(access, Arc::clone(&live));
     gauges::add(
         &telemetry,
         &hub,
@@ -128,9 +139,31 @@ async fn live(options: ControllerOptions, output: Output) -> Result<(), Controll
     let mut tasks = JoinSet::new();
     tasks.spawn(serving.run());
     tasks.spawn(keeper.run(role.clone()));
-    tasks.spawn(bundle::publish(client.clone(), authority, role));
-    tasks.spawn(publish::follow(source, hub, synced));
-    let listener = listen(options.discovery_address).await?;
+    tasks.spawn(bundle::publish(client.clone(), Arc::clone(&live), role));
+    let (reports, writer) = status::writer(
+        client.clone(),
+        WriterSettings::default(),
+        Arc::new(Timestamp::now),
+    );
+    let writing = writer.run(leads.clone());
+    tasks.spawn(async move {
+        writing.await;
+    });
+    tasks.spawn(publish::follow(source, hub, reports, synced));
+    let webhook = Webhook::new(settings(&options), tls.clone());
+    let webhook_listener = listen("webhook", options.webhook_address).await?;
+    tasks.spawn(async move {
+        webhook.serve(webhook_listener).await;
+    });
+    let inputs = Inputs {
+        roots: roots(live),
+        leads,
+    };
+    let client_of_webhook = client.clone();
+    tasks.spawn(async move {
+        authority::keep(client_of_webhook, WEBHOOK, inputs).await;
+    });
+    let listener = listen("discovery", options.discovery_address).await?;
     tasks.spawn(grpc::serve(listener, tls, routes));
     starting.done();
     tracing::info!(version = process::VERSION, address = %options.discovery_address, "the controller serves");
@@ -193,20 +226,49 @@ fn keeper_options(options: &ControllerOptions) -> KeeperOptions {
     }
 }
 
-/// What a replica may do, by its Lease.
-fn role(mut leadership: watch::Receiver<Leadership>) -> watch::Receiver<Role> {
-    let (sender, role) = watch::channel(Role::Follower);
+/// Whether this replica leads.
+fn leads(mut leadership: watch::Receiver<Leadership>) -> watch::Receiver<bool> {
+    let (sender, leads) = watch::channel(false);
     tokio::spawn(async move {
         loop {
-            let leads = leadership.borrow_and_update().is_leader();
-            let now = if leads { Role::Leader } else { Role::Follower };
-            sender.send_if_modified(|role| std::mem::replace(role, now) != now);
+            let now = leadership.borrow_and_update().is_leader();
+            sender.send_if_modified(|leads| std::mem::replace(leads, now) != now);
             if leadership.changed().await.is_err() || sender.is_closed() {
                 return;
             }
         }
     });
+    leads
+}
+
+/// What a replica may do.
+fn role(mut leads: watch::Receiver<bool>) -> watch::Receiver<Role> {
+    let (sender, role) = watch::channel(Role::Follower);
+    tokio::spawn(async move {
+        loop {
+            let now = match *leads.borrow_and_update() {
+                true => Role::Leader,
+                false => Role::Follower,
+            };
+            sender.send_if_modified(|role| std::mem::replace(role, now) != now);
+            if leads.changed().await.is_err() || sender.is_closed() {
+                return;
+            }
+        }
+    });
     role
+}
+
+/// The root bundle as it changes.
+fn roots(authority: Arc<LiveAuthority>) -> watch::Receiver<String> {
+    let mut changes = authority.subscribe();
+    let (sender, roots) = watch::channel(authority.roots_pem());
+    tokio::spawn(async move {
+        while changes.changed().await.is_ok() && !sender.is_closed() {
+            sender.send_replace(authority.roots_pem());
+        }
+    });
+    roots
 }
 
 /// TLS of the controller's servers: its own certificate, and no client certificate, since callers prove
@@ -219,10 +281,13 @@ fn tls(serving: &Serving) -> Result<ServerConfig, rustls::Error> {
     Ok(config)
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, process::ProcessError> {
+async fn listen(
+    what: &'static str,
+    address: SocketAddr,
+) -> Result<TcpListener, process::ProcessError> {
     let listening = TcpListener::bind(address).await;
     listening.map_err(|error| process::ProcessError::Listen {
-        what: "discovery",
+        what,
         address,
         error,
     })

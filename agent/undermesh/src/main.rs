@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod cluster;
 mod command;
 mod controller;
 mod duration;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Verb::Node(options) => node::run(*options).map_err(|error| error.to_string()),
         Verb::Controller(options) => controller::run(*options).map_err(|error| error.to_string()),
         Verb::Cni => return plugin::main(),
+        Verb::Cluster(verb) => cluster::run(verb).map_err(|error| error.to_string()),
         Verb::Talk(talk) => verb::run(talk).map_err(|error| error.to_string()),
     };
     match result {

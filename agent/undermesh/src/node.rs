@@ -138,7 +138,10 @@ async fn live(options: NodeOptions, output: Output, logging: Logging) -> Result<
     let _stopping = readiness.block("the end");
     let drain = options.drain_timeout;
     tracing::info!(drain = %duration::written(drain), "stopping; enrolled pods stay enrolled, their new connections are refused");
-    drop((api, roster));
+    drop(api);
+    if let Some(roster) = roster {
+        roster.end().await;
+    }
     tokio::select! {
         () = agent.pods.stop(drain) => {}
         () = stop.wait() => tracing::warn!("told to stop again; open connections are cut"),

@@ -178,14 +178,3 @@ async fn without_files_and_cluster_the_remedy_is_told() {
         "{error}"
     );
 }
-#[tokio::test]
-async fn zz_tutorial() {
-    let mut out = Vec::new();
-    let s = run(&args(&["/work/shared/tutorial"]), no_cluster(), &mut out)
-        .await
-        .unwrap();
-    eprintln!("{}", String::from_utf8(out).unwrap());
-    assert!(!s.is_failure());
-    let (_, p) = analyzed(MISSPELT, &[]).await;
-    eprintln!("{p}");
-}

@@ -147,7 +147,7 @@ fn examined(request: &Request) -> Option<Kind> {
 fn is_unchanged(request: &Request) -> bool {
     let fields = ["/spec", "/metadata/labels", "/metadata/annotations"];
     let is_same = |field: &&str| request.object.pointer(field) == request.old_object.pointer(field);
-    request.old_object.is_object() && fields.iter().all(|field| is_same(&field))
+    request.old_object.is_object() && fields.iter().all(is_same)
 }
 
 /// What refuses the object, and what is only told.

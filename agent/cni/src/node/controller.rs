@@ -65,11 +65,11 @@ impl<E, C, N> Clone for Controller<E, C, N> {
 impl<E: Enroller, C: Cluster, N: Namespaces> Controller<E, C, N> {
     /// A controller that has heard of nothing yet. Start it once the enroller has taken over what an earlier
     /// agent left.
-    pub fn new(enroller: E, cluster: C, namespaces: N, rules: Rules) -> Self {
+    pub fn new(enroller: E, cluster: C, namespaces: impl Into<Arc<N>>, rules: Rules) -> Self {
         Self(Arc::new(Shared {
             enroller,
             cluster,
-            namespaces: Arc::new(namespaces),
+            namespaces: namespaces.into(),
             book: Mutex::new(Book::new(rules)),
             agenda: Mutex::default(),
             turns: Turns::default(),

@@ -106,6 +106,10 @@ impl<E: Enroller, C: Cluster, N: Namespaces> Controller<E, C, N> {
         let pod = self.fresh(&key, &sandbox).await?;
         let judged = self.book().judge(&key, &pod);
         if let Err(why) = judged {
+            // The sandbox that is captured under this name, if it is another one, has ended.
+            if self.held(&key).is_some() && !self.is_held(&key, &sandbox) {
+                self.let_go(&key, Release::Ended).await?;
+            }
             self.look_at(key);
             let reason = why.to_string();
             return Ok(Answer::NotMember { reason });

@@ -379,21 +379,45 @@ fn key(name: usize) -> PodKey {
     PodKey::new(NAMESPACE, NAMES[name]).unwrap()
 }
 
+fn play(ops: Vec<Op>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut simulation = Simulation::new(Arc::default());
+        for op in ops {
+            simulation.perform(op).await;
+        }
+        simulation.settle().await;
+        simulation.check();
+    });
+}
+
+#[test]
+fn a_sandbox_made_anew_outside_the_mesh_is_captured_when_its_pod_comes_back() {
+    play(vec![
+        Op::LabelNamespace { on: true },
+        Op::Create {
+            name: 1,
+            asks: true,
+        },
+        Op::Hear(1),
+        Op::LabelNamespace { on: false },
+        Op::Sandbox { name: 1 },
+        Op::Label {
+            name: 1,
+            mode: Some(true),
+        },
+    ]);
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(1024))]
 
     #[test]
     fn whatever_happens_members_alone_are_captured_and_never_confused(
         ops in prop::collection::vec(op(), 1..60)
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(async {
-            let mut simulation = Simulation::new(Arc::default());
-            for op in ops {
-                simulation.perform(op).await;
-            }
-            simulation.settle().await;
-            simulation.check();
-        });
+        play(ops);
     }
 }

@@ -16,7 +16,10 @@ mod cri;
 mod discovery;
 mod runtime;
 
-use std::{env, process::ExitCode};
+use std::{
+    env,
+    process::{Command, ExitCode},
+};
 
 use libtest_mimic::{Arguments, Completion, Trial};
 use nix::{
@@ -69,4 +72,8 @@ fn isolate() {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    let raised = Command::new("ip")
+        .args(["link", "set", "lo", "up"])
+        .status();
+    assert!(raised.unwrap().success());
 }

@@ -1,7 +1,7 @@
 //! A containerd of a test's own, with an image, a bridge network, and our plugin behind it.
 use std::{
     env, fs,
-    os::unix::{fs::symlink, net::UnixDatagram},
+    os::unix::{ffi::OsStrExt as _, fs::symlink, net::UnixDatagram},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -62,10 +62,10 @@ impl Node {
         let name = folder.path().file_name().unwrap().to_str().unwrap();
         let cgroup = format!("undermesh-{}", name.trim_start_matches('.'));
         configure(folder.path());
-        let containerd = start(folder.path());
+        let mut containerd = start(folder.path());
         import(folder.path());
         // The runtime learns of the images that are there when it starts.
-        end(containerd);
+        stop(&mut containerd);
         let containerd = start(folder.path());
         let node = Self {
             folder,
@@ -98,6 +98,29 @@ impl Node {
         Runtime::connect(&self.path("containerd.sock")).await
     }
 
+    /// Ends what a trial that failed has left: pods, and the shims that containerd started for them.
+    fn kill_remains(&self) {
+        let (folder, cgroup) = (
+            self.folder.path().as_os_str().as_bytes(),
+            self.cgroup.as_bytes(),
+        );
+        let holds = |path: PathBuf, word: &[u8]| {
+            let text = fs::read(path).unwrap_or_default();
+            text.windows(word.len()).any(|part| part == word)
+        };
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let name = entry.file_name().into_string().unwrap_or_default();
+            let Ok(pid) = name.parse() else {
+                continue;
+            };
+            let process = entry.path();
+            if holds(process.join("cmdline"), folder) || holds(process.join("cgroup"), cgroup) {
+                // It may have ended by itself.
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+    }
+
     /// A pod as kubelet asks for it, with its cgroup where kubelet puts it.
     pub fn pod(&self, namespace: &str, name: &str, uid: &str) -> Config {
         Config {
@@ -119,6 +142,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         stop(&mut self.containerd);
+        self.kill_remains();
         unmount(self.folder.path());
         remove_cgroups(&self.cgroup);
     }
@@ -187,17 +211,18 @@ fn start(folder: &Path) -> Child {
         .stderr(log)
         .spawn()
         .unwrap();
+    await_ready(&socket);
+    child
+}
+
+fn await_ready(socket: &UnixDatagram) {
     let mut notice = [0; 256];
     loop {
         let length = socket.recv(&mut notice).expect("containerd starts in time");
         if String::from_utf8_lossy(&notice[..length]).contains("READY=1") {
-            return child;
+            return;
         }
     }
-}
-
-fn end(mut containerd: Child) {
-    stop(&mut containerd);
 }
 
 fn stop(containerd: &mut Child) {
@@ -226,8 +251,8 @@ END
 [{{"Config":"config.json","RepoTags":["{IMAGE}"],"Layers":["layer.tar"]}}]
 END
         tar -cf image.tar manifest.json config.json layer.tar
-        ctr --address ../containerd.sock --namespace k8s.io images import --local --snapshotter native image.tar \
-            || ctr --address ../containerd.sock --namespace k8s.io images import --snapshotter native image.tar"#
+        ctr --address {} --namespace k8s.io images import --snapshotter native image.tar"#,
+        folder.join("containerd.sock").display()
     );
     let output = Command::new("sh")
         .args(["-c", &script])
@@ -235,7 +260,8 @@ END
         .output()
         .unwrap();
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{message}");
+    let log = || fs::read_to_string(folder.join("containerd.log")).unwrap_or_default();
+    assert!(output.status.success(), "{message}\n{}", log());
 }
 
 /// Unmounts what the runtime has mounted in its folders.

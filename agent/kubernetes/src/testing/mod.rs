@@ -33,6 +33,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
 mod apply;
 mod fault;
 mod kinds;
+mod record;
 mod request;
 mod selector;
 mod serve;
@@ -51,11 +52,12 @@ pub use tokens::TokenOwner;
 
 use self::{
     fault::Rules,
-    store::{Key, Store, key_of},
+    record::{Key, key_of},
+    store::Store,
     tokens::Tokens,
 };
 
-/// How long the helpers wait for something to happen.
+/// How long the waits here last at most.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the connections share.

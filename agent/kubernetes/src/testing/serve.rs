@@ -11,9 +11,9 @@ use super::{
     Failure, Shared,
     apply::{self, Writer},
     kinds::KindInfo,
+    record::{Part, key_of},
     request::{Address, Query, Target},
     status::Status,
-    store::{Part, key_of},
     view::View,
     watch_stream::Watch,
 };

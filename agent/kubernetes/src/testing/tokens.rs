@@ -7,11 +7,7 @@ use std::{
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::{
-    status::Status,
-    store::{Key, Store},
-    upkeep::written,
-};
+use super::{record::Key, status::Status, store::Store, upkeep::written};
 
 /// Shortest lifetime that is granted, as the API server has it.
 const MIN_LIFETIME: u64 = 600;

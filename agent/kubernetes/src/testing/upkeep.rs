@@ -2,7 +2,7 @@
 use serde_json::Value;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{kinds::KindInfo, store::Part};
+use super::{kinds::KindInfo, record::Part};
 
 /// The time now, as Kubernetes writes it.
 pub(super) fn now() -> String {

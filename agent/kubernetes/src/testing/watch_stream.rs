@@ -8,13 +8,8 @@ use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Shared,
-    kinds::KindInfo,
-    request::Query,
-    selector::Selector,
-    status::Status,
-    store::{Event, Store},
-    view::View,
+    Shared, kinds::KindInfo, record::Event, request::Query, selector::Selector, status::Status,
+    store::Store, view::View,
 };
 
 /// How long a watch lasts when the client sets no bound.

@@ -247,9 +247,19 @@ pub struct ClusterOptions {
         env = "UNDERMESH_PROC"
     )]
     pub proc: PathBuf,
-    /// Control group of kubelet, whose probes reach pods under any policy [default: looked for].
+    /// Control group of kubelet, whose probes reach pods under any policy
+    /// [default: system.slice/kubelet.service under the cgroup v2 mount].
     #[arg(long, value_name = "DIR", env = "UNDERMESH_KUBELET_CGROUP")]
     pub kubelet_cgroup: Option<PathBuf>,
+    /// Addresses of this node, by which probes are known where kubelet's control group is not found; every other
+    /// process of the node passes with them.
+    #[arg(
+        long = "node-address",
+        value_name = "IP",
+        value_delimiter = ',',
+        env = "HOST_IP"
+    )]
+    pub node_addresses: Vec<IpAddr>,
 }
 
 /// What becomes of new pods while the agent is away.

@@ -64,9 +64,9 @@ impl From<PodError> for Refusal {
         let status = match &error {
             PodError::Capture(error) => capture_status(error),
             PodError::Identity(_) => StatusCode::BAD_REQUEST,
-            PodError::OtherIdentity { .. } | PodError::OtherNamespace(_) | PodError::Unserved(_) => {
-                StatusCode::CONFLICT
-            }
+            PodError::OtherIdentity { .. }
+            | PodError::OtherNamespace(_)
+            | PodError::Unserved(_) => StatusCode::CONFLICT,
             PodError::Unknown(_) => StatusCode::NOT_FOUND,
             PodError::Certificate { .. } => StatusCode::SERVICE_UNAVAILABLE,
             PodError::Workers(_) | PodError::System { .. } => StatusCode::INTERNAL_SERVER_ERROR,

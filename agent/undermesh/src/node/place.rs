@@ -8,7 +8,7 @@ use std::{
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use undermesh_capture::Settings as CaptureSettings;
+use undermesh_capture::{Probes, Settings as CaptureSettings};
 use undermesh_control::Settings as MeshSettings;
 
 use crate::command::NodeOptions;
@@ -17,6 +17,9 @@ use crate::command::NodeOptions;
 const DEFAULT_WORKERS: usize = 4;
 /// Control groups that hold the pods, by kubelet's cgroup driver (systemd, cgroupfs).
 const POD_GROUPS: [&str; 2] = ["kubepods.slice", "kubepods"];
+
+/// Control group of kubelet where systemd starts it.
+const KUBELET_GROUP: &str = "system.slice/kubelet.service";
 
 /// What could not be found out.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +90,22 @@ pub fn mesh(options: &NodeOptions) -> MeshSettings {
         cluster: Arc::from(options.cluster_id.as_str()),
         network: Arc::from(options.network.as_str()),
         ..MeshSettings::default()
+    }
+}
+
+/// By what kubelet's probes are known.
+pub fn probes(options: &NodeOptions) -> Probes {
+    let cluster = &options.cluster;
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let usual = hierarchy(&mounts).map(|it| it.join(KUBELET_GROUP));
+    let group = cluster
+        .kubelet_cgroup
+        .clone()
+        .or(usual.filter(|group| group.is_dir()));
+    match group {
+        Some(group) => Probes::Kubelet(group),
+        None if cluster.node_addresses.is_empty() => Probes::Judged,
+        None => Probes::From(cluster.node_addresses.iter().copied().collect()),
     }
 }
 

@@ -99,6 +99,18 @@ impl Pods {
         released.map(drop)
     }
 
+    /// Takes all pods out of the mesh, at once, each with the usual time to drain.
+    pub async fn release_all(&self) {
+        let pods = self.capture.pods().into_iter();
+        let keys: Vec<PodKey> = pods.map(|(pod, _)| PodKey::of(pod.enrollment())).collect();
+        let released = join_all(keys.iter().map(|key| self.give_back(key))).await;
+        for (key, result) in keys.iter().zip(released) {
+            if let Err(error) = result {
+                tracing::error!(%error, pod = %key, "could not be released");
+            }
+        }
+    }
+
     /// Stops serving a pod that has ended. Its namespace stays captured until it is gone, so that nothing that still
     /// runs in there leaves it unprotected, and its name is free for another pod.
     pub async fn abandon(&self, key: &PodKey) -> Result<(), PodError> {

@@ -1,8 +1,14 @@
 //! Which pods of this node are in the mesh, as the cluster says: followed through the Kubernetes API, and asked by the
 //! CNI plugin.
-use std::{env, io, path::PathBuf, sync::Arc};
+use std::{env, io, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::task::{JoinSet, spawn_blocking};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use kube::{Api, Client};
+use tokio::{
+    task::{JoinSet, spawn_blocking},
+    time::timeout,
+};
+use undermesh_capture::{CaptureError, Probes};
 use undermesh_cni::{
     chain::{ChainError, Installer, Keeper, Settings, State},
     discovery::Discovery,
@@ -13,13 +19,17 @@ use undermesh_cni::{
 };
 use undermesh_kubernetes::connect::{self, Access, ConnectError};
 
-use super::{enroller::Captor, pods::Pods};
+use super::{enroller::Captor, place, pods::Pods};
 use crate::command::{Absent, NodeOptions};
 
 /// The socket on which the CNI plugin asks, in the run directory.
 const SOCKET: &str = "cni.sock";
 /// Where container runtimes mount the network namespaces of pods.
 const NETNS_MOUNTS: [&str; 2] = ["/run/netns", "/var/run/netns"];
+/// The DaemonSet of the agents.
+const DAEMON_SET: &str = "undermesh-node";
+/// How long the API server may take to say whether it is still there.
+const UNINSTALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Set in every pod of a cluster.
 const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
 
@@ -29,6 +39,9 @@ pub enum RosterError {
     /// The API server.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// Kubelet's probes.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     /// The plugin's socket.
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -50,8 +63,17 @@ pub enum RosterError {
 
 /// What follows the cluster, until it is dropped.
 pub struct Roster {
+    client: Client,
+    namespace: String,
+    pods: Arc<Pods>,
+    plugin: Option<Plugin>,
     _tasks: JoinSet<()>,
-    _keeper: Option<Keeper>,
+}
+
+/// The plugin on this node.
+struct Plugin {
+    installer: Installer,
+    _keeper: Keeper,
 }
 
 impl Roster {
@@ -71,11 +93,13 @@ impl Roster {
                 Ok(None)
             };
         };
-        let cluster = Kubernetes::new(connect::connect(&access).await?, node);
+        pass_probes(options, &pods).await?;
+        let client = connect::connect(&access).await?;
+        let cluster = Kubernetes::new(client.clone(), node);
         let changes = cluster.changes();
         let namespaces = Discovery::new(&options.cluster.proc, NETNS_MOUNTS.map(PathBuf::from));
         let rules = Rules::new(&options.control.pod_namespace);
-        let controller = Controller::new(Captor(pods), cluster, namespaces, rules);
+        let controller = Controller::new(Captor(Arc::clone(&pods)), cluster, namespaces, rules);
         let socket = options.run_dir.join(SOCKET);
         let server = Server::bind(&socket)?;
         let mut tasks = JoinSet::new();
@@ -84,7 +108,7 @@ impl Roster {
             server.run(desk).await;
         });
         tasks.spawn(async move { controller.run(changes).await });
-        let keeper = match options.cluster.cni {
+        let plugin = match options.cluster.cni {
             true => Some(install(options, socket).await?),
             false => None,
         };
@@ -94,15 +118,66 @@ impl Roster {
             "the cluster is followed"
         );
         Ok(Some(Self {
+            client,
+            namespace: options.control.pod_namespace.clone(),
+            pods,
+            plugin,
             _tasks: tasks,
-            _keeper: keeper,
         }))
     }
+
+    /// Ends with the agent. When the mesh is being uninstalled, for its DaemonSet is gone or going, the pods are let
+    /// go and the plugin is removed; else both stay for the next agent.
+    pub async fn end(mut self) {
+        if !self.is_uninstalled().await {
+            return;
+        }
+        tracing::info!("the mesh is being uninstalled; pods are released");
+        self._tasks.shutdown().await;
+        self.pods.release_all().await;
+        let Some(Plugin { installer, _keeper }) = self.plugin else {
+            return;
+        };
+        drop(_keeper);
+        match spawn_blocking(move || installer.remove()).await {
+            Ok(Ok(())) => tracing::info!("the CNI plugin is removed"),
+            Ok(Err(error)) => tracing::error!(%error, "the CNI plugin is still in the chain"),
+            Err(error) => tracing::error!(%error, "the CNI plugin is still in the chain"),
+        }
+    }
+
+    async fn is_uninstalled(&self) -> bool {
+        let sets: Api<DaemonSet> = Api::namespaced(self.client.clone(), &self.namespace);
+        match timeout(UNINSTALL_TIMEOUT, sets.get_metadata_opt(DAEMON_SET)).await {
+            Ok(Ok(found)) => found.is_none_or(|set| set.metadata.deletion_timestamp.is_some()),
+            // Nobody says so: pods stay captured.
+            Ok(Err(_)) | Err(_) => false,
+        }
+    }
+}
+
+/// Lets kubelet's probes through, as far as kubelet is known.
+async fn pass_probes(options: &NodeOptions, pods: &Pods) -> Result<(), RosterError> {
+    let probes = place::probes(options);
+    match &probes {
+        Probes::Judged => tracing::warn!(
+            "kubelet's control group is not found; its probes are judged like plain clients; give --kubelet-cgroup"
+        ),
+        Probes::Kubelet(group) => tracing::info!(group = %group.display(), "kubelet's probes pass"),
+        Probes::From(addresses) => {
+            tracing::info!(
+                ?addresses,
+                "connections from the node itself pass, as probes"
+            );
+        }
+    }
+    let capture = Arc::clone(&pods.capture);
+    Ok(spawn_blocking(move || capture.pass_probes(&probes)).await??)
 }
 
 /// Puts the plugin into the node's chain, and keeps it there as long as the agent lives; it stays when the agent
 /// goes, so that new pods wait for the next one.
-async fn install(options: &NodeOptions, socket: PathBuf) -> Result<Keeper, RosterError> {
+async fn install(options: &NodeOptions, socket: PathBuf) -> Result<Plugin, RosterError> {
     let program = env::current_exe().map_err(RosterError::Program)?;
     let cluster = &options.cluster;
     let settings = Settings {
@@ -114,8 +189,13 @@ async fn install(options: &NodeOptions, socket: PathBuf) -> Result<Keeper, Roste
         },
         ..Settings::new(program, socket, &options.control.pod_namespace)
     };
-    let start = move || Keeper::start(Installer::new(settings), tell);
-    Ok(spawn_blocking(start).await??)
+    let installer = Installer::new(settings);
+    let kept = installer.clone();
+    let keeper = spawn_blocking(move || Keeper::start(kept, tell)).await??;
+    Ok(Plugin {
+        installer,
+        _keeper: keeper,
+    })
 }
 
 fn tell(state: Result<State, ChainError>) {

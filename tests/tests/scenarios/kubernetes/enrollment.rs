@@ -12,18 +12,18 @@ use crate::Scenario;
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new(
-        "kubernetes_a_labelled_namespace_is_in_the_mesh_under_its_identities",
+        "kubernetes_a_labelled_namespace_is_in_the_mesh",
         |bed| labelled(server::own(bed)?),
     )
     .needs(&["nginx", "curl"]),
     Scenario::new(
-        "kubernetes_a_labelled_namespace_is_in_the_mesh_by_kube_apiserver",
+        "kubernetes_by_kube_apiserver_a_namespace_is_in_the_mesh",
         |bed| labelled(server::real(bed)?),
     )
     .needs(&["nginx", "curl", "openssl"])
     .on_kube_apiserver(),
     Scenario::new(
-        "kubernetes_a_namespace_joins_while_traffic_flows_and_nothing_fails",
+        "kubernetes_a_namespace_joins_while_traffic_flows",
         joins_under_traffic,
     )
     .needs(&["nginx", "curl"]),
@@ -43,7 +43,7 @@ pub const SCENARIOS: &[Scenario] = &[
     )
     .needs(&["nginx", "curl"]),
     Scenario::new(
-        "kubernetes_an_address_that_another_pod_takes_over_has_that_pods_identity",
+        "kubernetes_a_reused_address_has_the_new_pods_identity",
         address_reused,
     )
     .needs(&["nginx", "curl"]),

@@ -13,7 +13,7 @@ pub const SCENARIOS: &[Scenario] = &[
     )
     .needs(&["nginx", "curl"]),
     Scenario::new(
-        "kubernetes_an_agent_restarts_without_the_controller_and_serves",
+        "kubernetes_an_agent_restarts_alone_and_leaks_nothing",
         agent_restarts_alone,
     )
     .needs(&["nginx", "curl"]),
