@@ -1,6 +1,7 @@
 //! The objects, their versions, and the log of changes that watches read.
 use std::{
     collections::{BTreeMap, VecDeque},
+    hash::{BuildHasher as _, RandomState},
     sync::Arc,
 };
 
@@ -38,6 +39,7 @@ pub(super) struct Store {
     log: VecDeque<Event>,
     listings: BTreeMap<u64, (u64, Vec<Arc<Value>>)>,
     serial: u64,
+    origin: u64,
 }
 
 impl Store {
@@ -52,6 +54,8 @@ impl Store {
             log: VecDeque::new(),
             listings: BTreeMap::new(),
             serial: 0,
+            // Differs from one to the next, as the uids of one cluster differ from those of another.
+            origin: RandomState::new().hash_one(0_u8),
         };
         for name in ["default", "kube-node-lease", "kube-public", "kube-system"] {
             store.put(json!({
@@ -413,7 +417,8 @@ impl Store {
         let serial = self.serial;
         let metadata = &mut object["metadata"];
         if !metadata["uid"].is_string() {
-            metadata["uid"] = json!(format!("00000000-0000-4000-8000-{serial:012x}"));
+            let (high, low) = (self.origin >> 32, self.origin as u16);
+            metadata["uid"] = json!(format!("{high:08x}-{low:04x}-4000-8000-{serial:012x}"));
         }
         metadata["creationTimestamp"] = json!(now());
         metadata["generation"] = json!(1);

@@ -36,6 +36,14 @@ pub(super) fn keep_parts(kind: &KindInfo, old: &Value, object: &mut Value, part:
             Some(status) => object["status"] = status.clone(),
             None => remove_field(object, "status"),
         },
+        // The status of pods carries their labels and annotations (kubernetes, podStatusStrategy).
+        Part::Status if kind.group.is_empty() && kind.plural == "pods" => {
+            object["spec"] = old["spec"].clone();
+            match old["metadata"].get("ownerReferences") {
+                Some(owners) => object["metadata"]["ownerReferences"] = owners.clone(),
+                None => remove_field(&mut object["metadata"], "ownerReferences"),
+            }
+        }
         Part::Status => {
             let status = object["status"].take();
             *object = old.clone();
