@@ -78,6 +78,11 @@ impl<'a> Cluster<'a> {
         &self.api
     }
 
+    /// Where nodes are served.
+    pub fn discovery_url(&self) -> String {
+        format!("https://{}:{DISCOVERY_PORT}", self.api.host.addresses.v4)
+    }
+
     /// The testbed.
     pub fn bed(&self) -> &'a Testbed {
         self.bed
@@ -182,7 +187,7 @@ impl<'a> Cluster<'a> {
         let text = bundle["data"]["root-cert.pem"].as_str().unwrap_or_default();
         fs::write(&roots, text).context(|| "write the roots of a node")?;
         let token = node.folder().join("token");
-        let url = format!("https://{}:{DISCOVERY_PORT}", self.api.host.addresses.v4);
+        let url = self.discovery_url();
         let pod = agent_name(node.name());
         let (roots, token, kubeconfig) = (
             roots.to_string_lossy(),

@@ -26,6 +26,7 @@ pub mod sandbox;
 pub mod shop;
 pub mod tcp;
 pub mod testbed;
+pub mod ztunnel;
 
 pub use cluster::Cluster;
 pub use error::{Context, Error, Result};

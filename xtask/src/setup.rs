@@ -15,6 +15,7 @@ use crate::command::{self, TaskError, cargo, command};
 /// Programs and the Debian package that has each.
 const PROGRAMS: &[(&str, &str)] = &[
     ("cc", "gcc"),
+    ("containerd", "containerd"),
     ("curl", "curl"),
     ("initdb", "postgresql"),
     ("ip", "iproute2"),
@@ -25,14 +26,18 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("psql", "postgresql-client"),
     ("redis-cli", "redis-tools"),
     ("redis-server", "redis-server"),
+    ("runc", "runc"),
     ("setpriv", "util-linux"),
     ("tcpdump", "tcpdump"),
     ("wrk", "wrk"),
     ("zstd", "zstd"),
 ];
 
-/// The C library's headers, which come with no program of their own.
-const C_HEADERS: (&str, &str) = ("/usr/include/stdio.h", "libc6-dev");
+/// Files of packages that put no program on the PATH: the C library's headers, and the CNI plugins.
+const FILES: [(&str, &str); 2] = [
+    ("/usr/include/stdio.h", "libc6-dev"),
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
+];
 
 /// Debian's compiler with the source of `core`, for machines where rustup has no nightly.
 const DEBIAN_COMPILER: [&str; 4] = ["cargo-web", "llvm-22-dev", "rust-web-src", "rustc-web"];
@@ -75,10 +80,8 @@ fn missing_programs() -> BTreeSet<&'static str> {
         .filter(|(program, _)| !installed(program))
         .map(|(_, package)| *package)
         .collect();
-    let (file, package) = C_HEADERS;
-    if !Path::new(file).exists() {
-        missing.insert(package);
-    }
+    let files = FILES.iter().filter(|(file, _)| !Path::new(file).exists());
+    missing.extend(files.map(|(_, package)| *package));
     missing
 }
 

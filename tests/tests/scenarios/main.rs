@@ -9,6 +9,7 @@
 )]
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use std::thread;
@@ -54,7 +55,7 @@ enum Load {
 struct Scenario {
     name: &'static str,
     needs: &'static [&'static str],
-    on_kube_apiserver: bool,
+    given: Option<fn() -> std::result::Result<PathBuf, String>>,
     load: Load,
     body: fn(&Testbed) -> Result<()>,
 }
@@ -64,7 +65,7 @@ impl Scenario {
         Self {
             name,
             needs: &[],
-            on_kube_apiserver: false,
+            given: None,
             load: Load::Light,
             body,
         }
@@ -75,8 +76,9 @@ impl Scenario {
         self
     }
 
-    const fn on_kube_apiserver(mut self) -> Self {
-        self.on_kube_apiserver = true;
+    /// What it needs beside programs of the system, or the reason why that is not there.
+    const fn given(mut self, look: fn() -> std::result::Result<PathBuf, String>) -> Self {
+        self.given = Some(look);
         self
     }
 
@@ -156,9 +158,7 @@ fn play(scenario: Scenario, stage: &Stage) -> std::result::Result<Completion, Fa
             "{missing} is not installed"
         )));
     }
-    if scenario.on_kube_apiserver
-        && let Err(reason) = undermesh_tests::apiserver::assets()
-    {
+    if let Some(Err(reason)) = scenario.given.map(|look| look()) {
         return Ok(Completion::ignored_with(reason));
     }
     match scenario.load {

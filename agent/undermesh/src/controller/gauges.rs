@@ -13,6 +13,9 @@ use undermesh_telemetry::{
 };
 use undermesh_xds::server::Hub;
 
+/// A counter of what nodes were told: its name, its help, and how it is read.
+type Push = (&'static str, &'static str, fn(&Hub) -> u64);
+
 const fn family(
     name: &'static str,
     help: &'static str,
@@ -39,7 +42,7 @@ pub fn add(
     leadership: watch::Receiver<Leadership>,
 ) -> Result<(), MetricsError> {
     let metrics = telemetry.metrics();
-    let pushes: [(&str, &str, fn(&Hub) -> u64); 7] = [
+    let pushes: [Push; 7] = [
         (
             "undermesh_discovery_responses_total",
             "Responses sent to nodes.",

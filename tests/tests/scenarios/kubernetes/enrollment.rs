@@ -20,7 +20,7 @@ pub const SCENARIOS: &[Scenario] = &[
         |bed| labelled(server::real(bed)?),
     )
     .needs(&["nginx", "curl", "openssl"])
-    .on_kube_apiserver(),
+    .given(undermesh_tests::apiserver::assets),
     Scenario::new(
         "kubernetes_a_namespace_joins_while_traffic_flows",
         joins_under_traffic,
