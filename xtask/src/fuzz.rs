@@ -53,9 +53,16 @@ pub fn run(options: &Options) -> Result<(), TaskError> {
         path: corpus.clone(),
         source,
     })?;
-    let manifest = ["build", "--release", "--manifest-path", "tests/fuzz/Cargo.toml"];
+    let manifest = [
+        "build",
+        "--release",
+        "--manifest-path",
+        "tests/fuzz/Cargo.toml",
+    ];
     let mut build = cargo(&[&manifest[..], &["--bin", &name]].concat());
-    build.env("RUSTFLAGS", COVERAGE).env("CARGO_TARGET_DIR", &folder);
+    build
+        .env("RUSTFLAGS", COVERAGE)
+        .env("CARGO_TARGET_DIR", &folder);
     command::run(&mut build)?;
     let program: PathBuf = folder.join("release").join(&name);
     let limits = [

@@ -31,7 +31,7 @@ use crate::{
     programs::{Pins, Programs},
     routes::{self, Addresses},
     state::{Intent, PodState, Store},
-    sysctl::{self, Previous},
+    sysctl::{Previous, Sysctls},
 };
 
 /// Where capture works and keeps what outlives the agent.
@@ -43,6 +43,8 @@ pub struct Settings {
     pub cgroup: PathBuf,
     /// Where the state of the pods is kept.
     pub state_dir: PathBuf,
+    /// A `/proc` whose `sys` may be written: the host's, where the agent's own is read-only.
+    pub proc: PathBuf,
     /// Number of workers that accept connections, each with its own listeners; at least one.
     pub workers: usize,
 }
@@ -59,6 +61,7 @@ pub struct Recovery {
 /// Capture on one node.
 pub struct Capture {
     pins: Pins,
+    sysctls: Sysctls,
     workers: usize,
     destinations: Destinations,
     outbound_mark: u32,
@@ -99,6 +102,7 @@ impl Capture {
         let programs = Programs::load(&pins, &settings.cgroup)?;
         Ok(Self {
             pins,
+            sysctls: Sysctls::new(&settings.proc),
             workers: settings.workers.max(1),
             destinations: Destinations::new(programs.pending().map_err(CaptureError::Network)?),
             outbound_mark: programs.outbound_mark(),
@@ -156,7 +160,7 @@ impl Capture {
         // A pod that could not be recovered has its settings changed already.
         let previous = match inner.store.previous(netns.cookie()) {
             Some(previous) => previous,
-            None => netns.run(sysctl::read)??,
+            None => netns.run(|| self.sysctls.read())??,
         };
         inner
             .store
@@ -164,7 +168,7 @@ impl Capture {
         match self.set_up(enrollment, &netns) {
             Ok(ready) => Ok(self.enter(&mut inner, enrollment, netns, ready, previous)),
             Err(error) => {
-                if let Err(error) = undo(&netns, &previous) {
+                if let Err(error) = self.undo(&netns, &previous) {
                     tracing::warn!(pod = %enrollment, %error, "cannot put the namespace back");
                 }
                 inner.store.remove(netns.cookie())?;
@@ -209,7 +213,7 @@ impl Capture {
         let mut inner = self.lock();
         inner.deactivate(&self.pins, cookie)?;
         let entry = inner.entry(cookie)?;
-        undo(entry.pod.netns(), &entry.previous)?;
+        self.undo(entry.pod.netns(), &entry.previous)?;
         inner.retire(&self.pins, cookie)?;
         inner.store.remove(cookie)?;
         inner.pods.remove(&cookie);
@@ -299,13 +303,24 @@ impl Capture {
             (Intent::Release, netns) => {
                 inner.uncapture(&self.pins, cookie)?;
                 if let Some(netns) = netns {
-                    undo(&netns, &previous)?;
+                    self.undo(&netns, &previous)?;
                 }
                 inner.retire(&self.pins, cookie)?;
                 inner.store.remove(cookie)?;
             }
         }
         Ok(())
+    }
+
+    /// Puts a namespace back as it was before enrollment.
+    fn undo(&self, netns: &Netns, previous: &Previous) -> Result<(), CaptureError> {
+        flatten(netns.run(|| -> Result<(), CaptureError> {
+            let netlink = Netlink::open().map_err(CaptureError::Network)?;
+            for family in routes::FAMILIES {
+                routes::remove(&netlink, family).map_err(CaptureError::Network)?;
+            }
+            Ok(self.sysctls.restore(previous)?)
+        }))
     }
 
     /// Makes a namespace ready; everything in it may be there already from an earlier agent.
@@ -318,7 +333,7 @@ impl Capture {
                 return Err(CaptureError::NoAddress(enrollment.clone()));
             }
             let listeners = listeners::open(&addresses, self.workers)?;
-            sysctl::apply()?;
+            self.sysctls.apply()?;
             for family in addresses.families() {
                 routes::add(&netlink, family).map_err(CaptureError::Network)?;
             }
@@ -449,17 +464,6 @@ impl Inner {
         }
         Ok(stray)
     }
-}
-
-/// Puts a namespace back as it was before enrollment.
-fn undo(netns: &Netns, previous: &Previous) -> Result<(), CaptureError> {
-    flatten(netns.run(|| -> Result<(), CaptureError> {
-        let netlink = Netlink::open().map_err(CaptureError::Network)?;
-        for family in routes::FAMILIES {
-            routes::remove(&netlink, family).map_err(CaptureError::Network)?;
-        }
-        Ok(sysctl::restore(previous)?)
-    }))
 }
 
 fn kernel_entry(addresses: &Addresses) -> Pod {

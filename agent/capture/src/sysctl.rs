@@ -1,9 +1,11 @@
 //! Kernel settings of a pod's namespace, and the values that they had before.
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
-
-const ROOT: &str = "/proc/sys";
 
 /// What the agent sets in a pod's namespace.
 const WANTED: [(&str, &str, Need); 2] = [
@@ -30,51 +32,59 @@ pub(crate) struct Previous(BTreeMap<String, String>);
 #[derive(Debug, thiserror::Error)]
 #[error(
     "cannot set {name} in the pod's network namespace: {source}; \
-     mount /proc/sys writable for the agent (a privileged container has it)"
+     mount the host's /proc into the agent, writable, and name it with --proc (a privileged container has it)"
 )]
 pub struct SysctlError {
     name: &'static str,
     source: io::Error,
 }
 
-/// Reads the present values, in the calling thread's namespace.
-pub(crate) fn read() -> Result<Previous, SysctlError> {
-    let mut values = BTreeMap::new();
-    for (name, _, need) in WANTED {
-        match fs::read_to_string(path(name)) {
-            Ok(value) => {
-                values.insert(name.to_owned(), value.trim().to_owned());
+/// The settings below one `/proc`. They are those of the calling thread's namespace, whichever `/proc` it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Sysctls(PathBuf);
+
+impl Sysctls {
+    /// Those below `proc`.
+    pub(crate) fn new(proc: &Path) -> Self {
+        Self(proc.join("sys"))
+    }
+
+    /// Reads the present values, in the calling thread's namespace.
+    pub(crate) fn read(&self) -> Result<Previous, SysctlError> {
+        let mut values = BTreeMap::new();
+        for (name, _, need) in WANTED {
+            match fs::read_to_string(self.0.join(name)) {
+                Ok(value) => {
+                    values.insert(name.to_owned(), value.trim().to_owned());
+                }
+                Err(error) if absent(&error) && need == Need::WherePresent => {}
+                Err(source) => return Err(SysctlError { name, source }),
             }
-            Err(error) if absent(&error) && need == Need::WherePresent => {}
-            Err(source) => return Err(SysctlError { name, source }),
         }
+        Ok(Previous(values))
     }
-    Ok(Previous(values))
-}
 
-/// Sets what the agent needs, in the calling thread's namespace.
-pub(crate) fn apply() -> Result<(), SysctlError> {
-    for (name, value, need) in WANTED {
-        match fs::write(path(name), value) {
-            Err(error) if absent(&error) && need == Need::WherePresent => {}
-            result => result.map_err(|source| SysctlError { name, source })?,
+    /// Sets what the agent needs, in the calling thread's namespace.
+    pub(crate) fn apply(&self) -> Result<(), SysctlError> {
+        for (name, value, need) in WANTED {
+            match fs::write(self.0.join(name), value) {
+                Err(error) if absent(&error) && need == Need::WherePresent => {}
+                result => result.map_err(|source| SysctlError { name, source })?,
+            }
         }
+        Ok(())
     }
-    Ok(())
-}
 
-/// Puts the earlier values back, in the calling thread's namespace.
-pub(crate) fn restore(previous: &Previous) -> Result<(), SysctlError> {
-    for (name, _, _) in WANTED {
-        if let Some(value) = previous.0.get(name) {
-            fs::write(path(name), value).map_err(|source| SysctlError { name, source })?;
+    /// Puts the earlier values back, in the calling thread's namespace.
+    pub(crate) fn restore(&self, previous: &Previous) -> Result<(), SysctlError> {
+        for (name, _, _) in WANTED {
+            if let Some(value) = previous.0.get(name) {
+                fs::write(self.0.join(name), value)
+                    .map_err(|source| SysctlError { name, source })?;
+            }
         }
+        Ok(())
     }
-    Ok(())
-}
-
-fn path(name: &str) -> std::path::PathBuf {
-    Path::new(ROOT).join(name)
 }
 
 fn absent(error: &io::Error) -> bool {

@@ -75,6 +75,7 @@ impl Bed {
             bpffs: self.folder.path().join("bpf"),
             cgroup: self.cgroup.clone(),
             state_dir: self.folder.path().join("state"),
+            proc: "/proc".into(),
             workers: WORKERS,
         }
     }

@@ -71,7 +71,7 @@ pub struct ControllerOptions {
         long,
         value_name = "NAME",
         default_value = "cluster.local",
-        env = "UNDERMESH_TRUST_DOMAIN"
+        env = "TRUST_DOMAIN"
     )]
     pub trust_domain: TrustDomain,
     /// Name of the cluster.
@@ -79,16 +79,11 @@ pub struct ControllerOptions {
         long,
         value_name = "NAME",
         default_value = "Kubernetes",
-        env = "UNDERMESH_CLUSTER_ID"
+        env = "CLUSTER_ID"
     )]
     pub cluster_id: String,
     /// Network that the pods' addresses belong to.
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "",
-        env = "UNDERMESH_NETWORK"
-    )]
+    #[arg(long, value_name = "NAME", default_value = "", env = "NETWORK")]
     pub network: String,
     /// Lifetime of certificates for those who ask for none.
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration::parse, env = "UNDERMESH_CERTIFICATE_LIFETIME")]

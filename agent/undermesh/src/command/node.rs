@@ -36,7 +36,7 @@ pub struct NodeOptions {
     #[command(flatten)]
     pub cluster: ClusterOptions,
     /// Name of this node [default: the host's name].
-    #[arg(long, value_name = "NAME", env = "UNDERMESH_NODE_NAME")]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node_name: Option<String>,
     /// Where the certificate authority keeps its root [default: <run-dir>/ca].
     #[arg(long, value_name = "DIR", env = "UNDERMESH_CA_DIR")]
@@ -82,7 +82,7 @@ pub struct NodeOptions {
         long,
         value_name = "NAME",
         default_value = "cluster.local",
-        env = "UNDERMESH_TRUST_DOMAIN"
+        env = "TRUST_DOMAIN"
     )]
     pub trust_domain: TrustDomain,
     /// Name of the cluster.
@@ -90,16 +90,11 @@ pub struct NodeOptions {
         long,
         value_name = "NAME",
         default_value = "Kubernetes",
-        env = "UNDERMESH_CLUSTER_ID"
+        env = "ISTIO_META_CLUSTER_ID"
     )]
     pub cluster_id: String,
     /// Network that the pods' addresses belong to.
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "",
-        env = "UNDERMESH_NETWORK"
-    )]
+    #[arg(long, value_name = "NAME", default_value = "", env = "NETWORK")]
     pub network: String,
     /// Lifetime of certificates; they are renewed at half of it.
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration::parse, env = "UNDERMESH_CERTIFICATE_LIFETIME")]

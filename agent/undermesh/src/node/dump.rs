@@ -64,12 +64,13 @@ pub fn json(agent: &Agent) -> Result<String, serde_json::Error> {
 }
 
 /// Capture's counters by name.
-pub fn counters(counters: &Counters) -> [(&'static str, u64); 5] {
+pub fn counters(counters: &Counters) -> [(&'static str, u64); 6] {
     [
         ("captured", counters.captured),
         ("skipped", counters.skipped),
         ("refused", counters.refused),
         ("inbound_assigned", counters.inbound_assigned),
         ("inbound_refused", counters.inbound_refused),
+        ("probes", counters.probes),
     ]
 }

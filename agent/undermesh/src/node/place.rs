@@ -79,6 +79,7 @@ pub fn capture(options: &NodeOptions, workers: usize) -> Result<CaptureSettings,
         bpffs: options.bpffs.clone(),
         cgroup,
         state_dir: options.run_dir.join("pods"),
+        proc: options.cluster.proc.clone(),
         workers,
     })
 }
