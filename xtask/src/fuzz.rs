@@ -33,8 +33,8 @@ enum FuzzTarget {
     Baggage,
     /// Discovery resources in their wire form.
     Discovery,
-    /// Network configurations of the CNI plugin.
-    Cni,
+    /// Requests of the API server to check a resource.
+    Review,
 }
 
 /// Builds the target and runs it; what it learns is kept in the folder of build results.
@@ -53,18 +53,23 @@ pub fn run(options: &Options) -> Result<(), TaskError> {
         path: corpus.clone(),
         source,
     })?;
-    let manifest = [
+    // With a target named, the flags reach the code that is fuzzed and not the build scripts.
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let mut build = cargo(&[
         "build",
         "--release",
         "--manifest-path",
         "tests/fuzz/Cargo.toml",
-    ];
-    let mut build = cargo(&[&manifest[..], &["--bin", &name]].concat());
+        "--target",
+        &triple,
+        "--bin",
+        &name,
+    ]);
     build
         .env("RUSTFLAGS", COVERAGE)
         .env("CARGO_TARGET_DIR", &folder);
     command::run(&mut build)?;
-    let program: PathBuf = folder.join("release").join(&name);
+    let program: PathBuf = folder.join(&triple).join("release").join(&name);
     let limits = [
         format!("-max_total_time={}", options.seconds),
         "-timeout=10".to_owned(),

@@ -152,15 +152,18 @@ impl Source {
     /// What `status` shows.
     pub fn view(&self) -> SourceView {
         let state = self.lock();
-        let (directory, control_plane) = match &self.origin {
-            Origin::Directory(path) => (Some(path.clone()), None),
-            Origin::ControlPlane(client) => (None, Some(control_plane(&client.status()))),
+        let (directory, control_plane, counts) = match &self.origin {
+            Origin::Directory(path) => (Some(path.clone()), None, state.counts.clone()),
+            Origin::ControlPlane(client) => {
+                let status = client.status();
+                (None, Some(control_plane(&status)), counts(&status))
+            }
         };
         SourceView {
             directory,
             control_plane,
             generation: self.mesh.generation(),
-            counts: state.counts.clone(),
+            counts,
             error: state.error.clone(),
             diagnostics: state.findings.clone(),
         }
@@ -169,6 +172,18 @@ impl Source {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What the control plane has told, by kind.
+fn counts(status: &Status) -> BTreeMap<String, usize> {
+    let counts = &status.counts;
+    [
+        ("Workload", counts.workloads),
+        ("Service", counts.services),
+        ("Authorization", counts.policies),
+    ]
+    .map(|(kind, count)| (kind.to_owned(), count))
+    .into()
 }
 
 fn control_plane(status: &Status) -> ControlPlane {

@@ -6,23 +6,23 @@ use libfuzzer_sys::fuzz_target;
 use undermesh_control::{
     manifest::split,
     path::Path,
-    resources::{decode, metadata::Origin},
+    resources::{decode, metadata::Origin, strings::Strings},
 };
 
 fuzz_target!(|text: &str| {
     let lines = text.lines().count().max(1);
+    let strings = Strings::default();
     for document in split(&Arc::from("fuzz.yaml"), text) {
         let document = Arc::new(document);
         let Ok(value) = document.parse() else {
             continue;
         };
-        let origin = Origin {
+        let origin = Origin::Document {
             document: Arc::clone(&document),
             place: Path::root(),
         };
-        for problem in decode(&value, &origin).problems {
-            let line = document.line_of(&problem.path);
-            assert!(line >= 1 && line <= lines, "line {line} of {lines}");
+        for diagnostic in decode(&value, &origin, &strings).diagnostics() {
+            assert!(diagnostic.line <= lines, "{diagnostic} of {lines}");
         }
     }
 });
