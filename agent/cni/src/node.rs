@@ -36,6 +36,7 @@ pub use cluster::{Cluster, ClusterError, Kubernetes, View};
 pub use controller::Controller;
 pub use facts::{PodFacts, REDIRECTION, REDIRECTION_ENABLED};
 pub use sandbox::SandboxError;
+pub use turns::Turns;
 pub use watch::Change;
 
 /// Longest namespace name: a DNS label (RFC 1123).

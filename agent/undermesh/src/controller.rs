@@ -20,7 +20,7 @@ use undermesh_ca::{
     access::Access,
     bundle,
     keeper::{Keeper, KeeperError, KeeperOptions},
-    live::{Lifetimes, LiveAuthority},
+    live::Lifetimes,
     role::Role,
     service::CertificateService,
     serving::{self, Serving},
@@ -107,8 +107,8 @@ async fn live(options: ControllerOptions, output: Output) -> Result<(), Controll
     let client = connect::connect_checked(&access(&options)).await?;
     let source = Source::start(client.clone(), SourceSettings::new(settings(&options)));
     let candidate = Candidate::start(client.clone(), lease(&options));
-    let leads = leads(candidate.leadership());
-    let role = role(leads.clone());
+    let leads = derived(candidate.leadership(), Leadership::is_leader);
+    let role = derived(leads.clone(), role);
     let keeper = Keeper::open(client.clone(), keeper_options(&options)).await?;
     let live = keeper.authority();
     let names = serving::names(&options.namespace);
@@ -156,7 +156,7 @@ async fn live(options: ControllerOptions, output: Output) -> Result<(), Controll
         webhook.serve(webhook_listener).await;
     });
     let inputs = Inputs {
-        roots: roots(live),
+        roots: derived(live.subscribe(), move |_| live.roots_pem()),
         leads,
     };
     let client_of_webhook = client.clone();
@@ -226,49 +226,34 @@ fn keeper_options(options: &ControllerOptions) -> KeeperOptions {
     }
 }
 
-/// Whether this replica leads.
-fn leads(mut leadership: watch::Receiver<Leadership>) -> watch::Receiver<bool> {
-    let (sender, leads) = watch::channel(false);
+/// What follows from another value, kept up with it until nobody reads it any more.
+fn derived<A, B>(
+    mut source: watch::Receiver<A>,
+    derive: impl Fn(&A) -> B + Send + 'static,
+) -> watch::Receiver<B>
+where
+    A: Send + Sync + 'static,
+    B: PartialEq + Send + Sync + 'static,
+{
+    let (sender, derived) = watch::channel(derive(&source.borrow_and_update()));
     tokio::spawn(async move {
-        loop {
-            let now = leadership.borrow_and_update().is_leader();
-            sender.send_if_modified(|leads| std::mem::replace(leads, now) != now);
-            if leadership.changed().await.is_err() || sender.is_closed() {
-                return;
-            }
+        while source.changed().await.is_ok() && !sender.is_closed() {
+            let now = derive(&source.borrow_and_update());
+            sender.send_if_modified(|value| {
+                let differs = *value != now;
+                *value = now;
+                differs
+            });
         }
     });
-    leads
+    derived
 }
 
-/// What a replica may do.
-fn role(mut leads: watch::Receiver<bool>) -> watch::Receiver<Role> {
-    let (sender, role) = watch::channel(Role::Follower);
-    tokio::spawn(async move {
-        loop {
-            let now = match *leads.borrow_and_update() {
-                true => Role::Leader,
-                false => Role::Follower,
-            };
-            sender.send_if_modified(|role| std::mem::replace(role, now) != now);
-            if leads.changed().await.is_err() || sender.is_closed() {
-                return;
-            }
-        }
-    });
-    role
-}
-
-/// The root bundle as it changes.
-fn roots(authority: Arc<LiveAuthority>) -> watch::Receiver<String> {
-    let mut changes = authority.subscribe();
-    let (sender, roots) = watch::channel(authority.roots_pem());
-    tokio::spawn(async move {
-        while changes.changed().await.is_ok() && !sender.is_closed() {
-            sender.send_replace(authority.roots_pem());
-        }
-    });
-    roots
+fn role(leads: &bool) -> Role {
+    match leads {
+        true => Role::Leader,
+        false => Role::Follower,
+    }
 }
 
 /// TLS of the controller's servers: its own certificate, and no client certificate, since callers prove

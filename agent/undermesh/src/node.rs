@@ -9,7 +9,6 @@ mod place;
 mod pods;
 mod roster;
 mod source;
-mod turns;
 
 use std::{
     io,
@@ -24,6 +23,7 @@ use tokio::{
     task::{JoinError, spawn_blocking},
 };
 use undermesh_capture::{Capture, CaptureError, Recovery, Watch};
+use undermesh_cni::node::Turns;
 use undermesh_identity::{CacheOptions, CertificateCache};
 use undermesh_model::{Mesh, SharedMesh};
 use undermesh_telemetry::{
@@ -47,7 +47,6 @@ use place::PlaceError;
 use pods::{Filed, Pods};
 use roster::{Roster, RosterError};
 use source::Source;
-use turns::Turns;
 
 /// Threads for everything but the data path.
 const ADMIN_THREADS: usize = 2;

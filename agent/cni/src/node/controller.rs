@@ -52,7 +52,7 @@ struct Shared<E, C, N> {
     namespaces: Arc<N>,
     book: Mutex<Book>,
     agenda: Mutex<Agenda>,
-    turns: Turns,
+    turns: Turns<PodKey>,
     wake: Notify,
 }
 
@@ -262,7 +262,7 @@ impl<E: Enroller, C: Cluster, N: Namespaces> Controller<E, C, N> {
         &self.0.cluster
     }
 
-    pub(super) fn turns(&self) -> &Turns {
+    pub(super) fn turns(&self) -> &Turns<PodKey> {
         &self.0.turns
     }
 

@@ -11,13 +11,13 @@ use undermesh_capture::{
     Capture, CaptureError, Counters, Destinations, EnrolledPod, Enrollment, Phase, Prepared,
     Recovery, Watch,
 };
-use undermesh_cni::netns::NetnsId;
+use undermesh_cni::{netns::NetnsId, node::Turns};
 use undermesh_identity::CertificateCache;
 use undermesh_model::{Identity, IdentityError, SharedMesh, TrustDomain};
 use undermesh_telemetry::Telemetry;
 use undermesh_tunnel::{OriginalDestinations, PodConfig, WorkerListeners, Workers};
 
-use super::{fault::PodError, turns::Turns};
+use super::fault::PodError;
 use crate::api::{
     Refusal,
     types::{Pod, PodCounts, PodKey, PodState},
@@ -63,7 +63,7 @@ pub struct Pods {
     /// How long a release drains unless it says otherwise.
     pub drain: Duration,
     /// One enrollment or release of a pod at a time.
-    pub turns: Turns,
+    pub turns: Turns<PodKey>,
 }
 
 impl Pods {
