@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
-use undermesh_ebpf_build::{Part, probe};
+use undermesh_ebpf_build::{NIGHTLY, Part, probe};
 
 use crate::command::{self, TaskError, cargo, command};
 
@@ -40,10 +40,13 @@ const FILES: [(&str, &str); 2] = [
 ];
 
 /// Debian's compiler with the source of `core`, for machines where rustup has no nightly.
-const DEBIAN_COMPILER: [&str; 4] = ["cargo-web", "llvm-22-dev", "rust-web-src", "rustc-web"];
+const DEBIAN_COMPILER: [&str; 4] = ["cargo-web", DEBIAN_LLVM, "rust-web-src", "rustc-web"];
 
-/// Where the package `llvm-22-dev` puts LLVM, which bpf-linker is linked with.
-const DEBIAN_LLVM: &str = "/usr/lib/llvm-22";
+/// Debian's LLVM, which bpf-linker is linked with where its own binary cannot be fetched.
+const DEBIAN_LLVM: &str = "llvm-22-dev";
+
+/// Where the package puts it.
+const DEBIAN_LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
 /// The version of bpf-linker that the kernel programs are built with.
 const LINKER_VERSION: &str = "0.13.0";
@@ -62,8 +65,9 @@ pub fn run() -> Result<(), TaskError> {
         missing.extend(DEBIAN_COMPILER);
     }
     install_packages(&missing)?;
-    if lacks(Part::Linker) {
-        install_linker()?;
+    if lacks(Part::Linker) && !fetch_linker() {
+        install_packages(&missing_llvm())?;
+        build_linker()?;
     }
     let toolchain = probe()?;
     println!("everything is installed; the kernel programs are built with {toolchain}");
@@ -106,7 +110,7 @@ fn install_nightly() -> bool {
         &[
             "toolchain",
             "install",
-            "nightly",
+            NIGHTLY,
             "--profile",
             "minimal",
             "--component",
@@ -141,16 +145,19 @@ fn install_packages(packages: &BTreeSet<&str>) -> Result<(), TaskError> {
     )
 }
 
-/// Builds bpf-linker where Debian's LLVM is, and takes the project's own binary elsewhere: the LLVM in
-/// the linker must not be older than the compiler's.
-fn install_linker() -> Result<(), TaskError> {
-    if Path::new(DEBIAN_LLVM).exists() {
-        let mut build = cargo(&["install", "bpf-linker", "--version", LINKER_VERSION]);
-        build
-            .args(["--no-default-features", "--features", "llvm-22"])
-            .env("LLVM_PREFIX", DEBIAN_LLVM);
-        return command::run(&mut build);
+/// Takes bpf-linker's own binary, unless Debian's LLVM is here to build it with; whether it is there now.
+fn fetch_linker() -> bool {
+    if missing_llvm().is_empty() {
+        return false;
     }
+    let fetched = fetch_archive();
+    if let Err(error) = &fetched {
+        eprintln!("bpf-linker's binary cannot be fetched, so it will be built: {error}");
+    }
+    fetched.is_ok() && !lacks(Part::Linker)
+}
+
+fn fetch_archive() -> Result<(), TaskError> {
     let folder = cargo_home().join("bin");
     let archive = folder.join("bpf-linker.tar.zst");
     let url = format!(
@@ -166,6 +173,20 @@ fn install_linker() -> Result<(), TaskError> {
         path: archive,
         source,
     })
+}
+
+fn missing_llvm() -> BTreeSet<&'static str> {
+    let present = Path::new(DEBIAN_LLVM_PREFIX).exists();
+    (!present).then_some(DEBIAN_LLVM).into_iter().collect()
+}
+
+/// Builds bpf-linker with Debian's LLVM, which is not older than that of either compiler.
+fn build_linker() -> Result<(), TaskError> {
+    let mut build = cargo(&["install", "bpf-linker", "--version", LINKER_VERSION]);
+    build
+        .args(["--no-default-features", "--features", "llvm-22"])
+        .env("LLVM_PREFIX", DEBIAN_LLVM_PREFIX);
+    command::run(&mut build)
 }
 
 fn cargo_home() -> PathBuf {
@@ -212,6 +233,22 @@ impl Drop for ServicePolicy {
             && let Err(error) = fs::remove_file(SERVICE_POLICY)
         {
             eprintln!("warning: remove {SERVICE_POLICY} yourself: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_image_is_built_with_the_same_toolchain() {
+        let dockerfile = include_str!("../../deploy/Dockerfile");
+        for word in [NIGHTLY, &format!("/v{LINKER_VERSION}/bpf-linker-")] {
+            assert!(
+                dockerfile.contains(word),
+                "{word} is not in deploy/Dockerfile"
+            );
         }
     }
 }

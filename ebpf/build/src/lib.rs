@@ -12,7 +12,7 @@ use std::{
     process::{Command, ExitStatus, Stdio},
 };
 
-pub use toolchain::{Missing, Part, Toolchain, probe};
+pub use toolchain::{Missing, NIGHTLY, Part, Toolchain, probe};
 
 /// The compilation target of programs for a little-endian kernel.
 const TARGET: &str = "bpfel-unknown-none";

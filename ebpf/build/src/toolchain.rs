@@ -7,6 +7,9 @@ use std::{
     process::{Command, Stdio},
 };
 
+/// The toolchain of rustup's that builds the programs. It is pinned, because its LLVM (22) may not be newer than the
+/// linker's.
+pub const NIGHTLY: &str = "nightly-2026-05-01";
 /// Debian's compiler, of the package `rustc-web`.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 /// Debian's cargo, of the package `cargo-web`.
@@ -27,7 +30,7 @@ pub struct Toolchain {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Compiler {
-    /// rustup's `nightly` with the component `rust-src`.
+    /// rustup's [`NIGHTLY`] with the component `rust-src`.
     Nightly,
     /// Debian's `rustc-web`, `cargo-web` and `rust-web-src`.
     Debian,
@@ -72,8 +75,8 @@ impl Part {
     fn description(self) -> &'static str {
         match self {
             Self::Compiler => {
-                "a compiler with the standard library's source (rustup's nightly with rust-src, \
-                 or Debian's rustc-web, cargo-web and rust-web-src)"
+                "a compiler with the standard library's source (rustup's nightly-2026-05-01 with \
+                 rust-src, or Debian's rustc-web, cargo-web and rust-web-src)"
             }
             Self::Linker => "bpf-linker (on the PATH or in ~/.cargo/bin)",
         }
@@ -113,7 +116,7 @@ impl Toolchain {
 impl fmt::Display for Toolchain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let compiler = match self.compiler {
-            Compiler::Nightly => "rustup's nightly",
+            Compiler::Nightly => NIGHTLY,
             Compiler::Debian => "Debian's rustc-web",
         };
         write!(
@@ -163,7 +166,7 @@ fn nightly(program: &str) -> Command {
     let mut command = Command::new("rustup");
     // A missing toolchain is reported, never downloaded behind the user's back.
     command
-        .args(["run", "nightly", program])
+        .args(["run", NIGHTLY, program])
         .env("RUSTUP_AUTO_INSTALL", "0");
     command
 }
@@ -236,7 +239,13 @@ mod tests {
             parts: vec![Part::Compiler, Part::Linker],
         };
         let message = missing.to_string();
-        for word in ["rust-src", "rustc-web", "bpf-linker", "cargo xtask setup"] {
+        for word in [
+            NIGHTLY,
+            "rust-src",
+            "rustc-web",
+            "bpf-linker",
+            "cargo xtask setup",
+        ] {
             assert!(message.contains(word), "{word} is not in {message}");
         }
     }
