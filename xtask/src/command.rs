@@ -37,6 +37,29 @@ pub enum TaskError {
         /// What is missing.
         programs: String,
     },
+    /// A program is neither on the PATH nor where Debian puts programs for root.
+    #[error("{program} is not installed; install it, or put its folder on the PATH")]
+    NoSuchProgram {
+        /// The program.
+        program: String,
+    },
+    /// Cargo did not say where a program is that it built.
+    #[error("cargo did not say where it built {name}; report this as a bug")]
+    NoProgram {
+        /// The program.
+        name: &'static str,
+    },
+    /// The packages hold no kernel.
+    #[error(
+        "there is no boot/vmlinuz-* in the packages; give the one with the kernel's image, such as linux-image-…-unsigned_….deb"
+    )]
+    NoKernel,
+    /// Tests failed, or none ran, under another kernel.
+    #[error("the tests did not pass under kernel {release}; see their messages above")]
+    Kernel {
+        /// The kernel.
+        release: String,
+    },
     /// The kernel programs' toolchain is incomplete.
     #[error(transparent)]
     Toolchain(#[from] undermesh_ebpf_build::Missing),
@@ -99,15 +122,24 @@ pub fn run(command: &mut Command) -> Result<(), TaskError> {
 /// # Errors
 /// When it cannot be started or fails.
 pub fn run_reading(command: &mut Command, mut each: impl FnMut(&str)) -> Result<(), TaskError> {
+    read_lines(command, |line| {
+        println!("{line}");
+        each(line);
+    })
+}
+
+/// Runs a command to its end, while `each` sees every line that it prints.
+///
+/// # Errors
+/// When it cannot be started or fails.
+pub fn read_lines(command: &mut Command, mut each: impl FnMut(&str)) -> Result<(), TaskError> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|source| not_started(command, source))?;
     if let Some(output) = child.stdout.take() {
         for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-            let line = String::from_utf8_lossy(&line);
-            println!("{line}");
-            each(&line);
+            each(String::from_utf8_lossy(&line).trim_end_matches('\r'));
         }
     }
     let status = child

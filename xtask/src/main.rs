@@ -10,6 +10,7 @@ mod command;
 mod demo;
 mod ebpf;
 mod fuzz;
+mod kernel;
 mod setup;
 mod tally;
 mod test;
@@ -36,6 +37,8 @@ enum Task {
     Bench(bench::Options),
     /// Feeds a parser with inputs that grow with the code they reach.
     Fuzz(fuzz::Options),
+    /// Runs the tests of capture under another kernel, in QEMU.
+    Kernel(kernel::Options),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => Ok(demo::run(&options)),
         Task::Bench(options) => Ok(bench::run(&options)),
         Task::Fuzz(options) => fuzz::run(&options).map(|()| ExitCode::SUCCESS),
+        Task::Kernel(options) => kernel::run(&options).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error}");

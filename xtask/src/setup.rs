@@ -74,23 +74,46 @@ pub fn run() -> Result<(), TaskError> {
     Ok(())
 }
 
+/// Installs programs that only some tasks need, each with the Debian package that has it.
+///
+/// # Errors
+/// When one is missing and cannot be installed here.
+pub fn install(programs: &[(&str, &'static str)]) -> Result<(), TaskError> {
+    install_packages(&missing(programs))
+}
+
+/// Where a program is.
+///
+/// # Errors
+/// When it is not installed.
+pub fn program(name: &str) -> Result<PathBuf, TaskError> {
+    find(name).ok_or_else(|| TaskError::NoSuchProgram {
+        program: name.to_owned(),
+    })
+}
+
 fn lacks(part: Part) -> bool {
     probe().is_err_and(|missing| missing.parts().contains(&part))
 }
 
 fn missing_programs() -> BTreeSet<&'static str> {
-    let mut missing: BTreeSet<_> = PROGRAMS
-        .iter()
-        .filter(|(program, _)| !installed(program))
-        .map(|(_, package)| *package)
-        .collect();
+    let mut missing = missing(PROGRAMS);
     let files = FILES.iter().filter(|(file, _)| !Path::new(file).exists());
     missing.extend(files.map(|(_, package)| *package));
     missing
 }
 
-/// Whether a program is on the PATH, or where Debian puts programs for root and PostgreSQL's own.
-fn installed(program: &str) -> bool {
+/// The packages of those programs that are not installed.
+fn missing(programs: &[(&str, &'static str)]) -> BTreeSet<&'static str> {
+    programs
+        .iter()
+        .filter(|(program, _)| find(program).is_none())
+        .map(|(_, package)| *package)
+        .collect()
+}
+
+/// Looks for a program on the PATH, and where Debian puts programs for root and PostgreSQL's own.
+fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let postgres = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -100,7 +123,8 @@ fn installed(program: &str) -> bool {
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
         .chain(postgres)
-        .any(|folder| folder.join(program).is_file())
+        .map(|folder| folder.join(program))
+        .find(|path| path.is_file())
 }
 
 /// Asks rustup for a nightly with the library's source; whether it had one.
@@ -126,7 +150,7 @@ fn install_packages(packages: &BTreeSet<&str>) -> Result<(), TaskError> {
         return Ok(());
     }
     let list: Vec<_> = packages.iter().copied().collect();
-    if !installed("apt-get") {
+    if find("apt-get").is_none() {
         return Err(TaskError::NoPackages {
             programs: list.join(", "),
         });
