@@ -93,7 +93,21 @@ impl Node {
         self.run_agent(arguments.map(PathBuf::from).collect())
     }
 
-    fn run_agent(&self, mut arguments: Vec<PathBuf>) -> Result<()> {
+    /// As [`Self::start_driven_agent`], without waiting for an agent that will not become ready.
+    ///
+    /// # Errors
+    /// When there is no binary.
+    pub fn launch_driven_agent(&self, arguments: &[&str]) -> Result<()> {
+        let arguments = ["node"].iter().chain(arguments);
+        self.launch_agent(arguments.map(PathBuf::from).collect())
+    }
+
+    fn run_agent(&self, arguments: Vec<PathBuf>) -> Result<()> {
+        self.launch_agent(arguments)?;
+        self.wait_ready()
+    }
+
+    fn launch_agent(&self, mut arguments: Vec<PathBuf>) -> Result<()> {
         let folder = self.folder();
         for (flag, value) in [
             ("--log-format", "json".into()),
@@ -109,7 +123,7 @@ impl Node {
         command.env("RUST_BACKTRACE", "1");
         let agent = Running::start(&label, &mut command, self.log.clone())?;
         *self.agent_slot() = Some(agent);
-        self.wait_ready()
+        Ok(())
     }
 
     /// Kills the agent at once, as a crash would.
@@ -243,16 +257,7 @@ impl Node {
     /// # Errors
     /// When the agent does not answer.
     pub fn metric(&self, metric: &str, labels: &[&str]) -> Result<f64> {
-        let metrics = self.metrics()?;
-        Ok(metrics
-            .lines()
-            .filter(|line| {
-                line.strip_prefix(metric)
-                    .is_some_and(|rest| rest.starts_with(['{', ' ']))
-            })
-            .filter(|line| labels.iter().all(|label| line.contains(label)))
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum())
+        Ok(http::sum_of_samples(&self.metrics()?, metric, labels))
     }
 
     /// A mark in the agent's log, to wait from.
@@ -332,11 +337,23 @@ impl Node {
 ///
 /// # Errors
 /// The question's own error, or that the answer stayed no.
-pub fn poll(wait: &str, mut ask: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + AGENT_TIMEOUT;
+pub fn poll(wait: &str, ask: impl FnMut() -> Result<bool>) -> Result<()> {
+    poll_within(AGENT_TIMEOUT, wait, ask)
+}
+
+/// Asks until the answer is yes, at most for `limit`.
+///
+/// # Errors
+/// The question's own error, or that the answer stayed no.
+pub fn poll_within(
+    limit: Duration,
+    wait: &str,
+    mut ask: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let deadline = Instant::now() + limit;
     while !ask()? {
         if Instant::now() > deadline {
-            return Err(Error::step(wait, format!("not within {AGENT_TIMEOUT:?}")));
+            return Err(Error::step(wait, format!("not within {limit:?}")));
         }
         thread::sleep(ASK_INTERVAL);
     }

@@ -42,7 +42,7 @@ const fn kind(
     }
 }
 
-const KINDS: [Kind; 14] = [
+const KINDS: [Kind; 19] = [
     kind("Namespace", "api/v1", "namespaces", false),
     kind("Node", "api/v1", "nodes", false),
     kind("Pod", "api/v1", "pods", true),
@@ -50,6 +50,7 @@ const KINDS: [Kind; 14] = [
     kind("ServiceAccount", "api/v1", "serviceaccounts", true),
     kind("ConfigMap", "api/v1", "configmaps", true),
     kind("Secret", "api/v1", "secrets", true),
+    kind("DaemonSet", "apis/apps/v1", "daemonsets", true),
     kind("Lease", "apis/coordination.k8s.io/v1", "leases", true),
     kind(
         "EndpointSlice",
@@ -87,6 +88,25 @@ const KINDS: [Kind; 14] = [
         "workloadentries",
         true,
     ),
+    kind(
+        "WorkloadGroup",
+        "apis/networking.istio.io/v1",
+        "workloadgroups",
+        true,
+    ),
+    kind(
+        "VirtualService",
+        "apis/networking.istio.io/v1",
+        "virtualservices",
+        true,
+    ),
+    kind(
+        "DestinationRule",
+        "apis/networking.istio.io/v1",
+        "destinationrules",
+        true,
+    ),
+    kind("Gateway", "apis/networking.istio.io/v1", "gateways", true),
 ];
 
 impl Api {
@@ -95,12 +115,7 @@ impl Api {
     /// # Errors
     /// When the server refuses; its own words are in the error.
     pub fn apply(&self, object: &Value) -> Result<Value> {
-        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
-        let path = path(
-            object["kind"].as_str().unwrap_or_default(),
-            text("namespace"),
-            text("name"),
-        )?;
+        let path = path_of(object)?;
         let mut main = object.clone();
         let status = main.as_object_mut().and_then(|it| it.remove("status"));
         let applied = self.patch_as("application/apply-patch+yaml", &path, &main)?;
@@ -122,6 +137,22 @@ impl Api {
     pub fn patch(&self, kind: &str, namespace: &str, name: &str, patch: &Value) -> Result<Value> {
         let path = path(kind, namespace, name)?;
         self.patch_as("application/merge-patch+json", &path, patch)
+    }
+
+    /// Changes the status of an object by a merge patch.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub fn patch_status(
+        &self,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+        status: &Value,
+    ) -> Result<Value> {
+        let path = format!("{}/status", path(kind, namespace, name)?);
+        let patch = json!({ "status": status });
+        self.patch_as("application/merge-patch+json", &path, &patch)
     }
 
     /// Reads an object.
@@ -225,17 +256,37 @@ impl Api {
     }
 }
 
+/// The path of an object, in the version that it is written in.
+fn path_of(object: &Value) -> Result<String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let version = text(&object["apiVersion"]);
+    let prefix = match version.contains('/') {
+        true => format!("apis/{version}"),
+        false => format!("api/{version}"),
+    };
+    let (namespace, name) = (
+        &object["metadata"]["namespace"],
+        &object["metadata"]["name"],
+    );
+    let kind = known(&text(&object["kind"]))?;
+    Ok(joined(kind, &prefix, &text(namespace), &text(name)))
+}
+
 fn path(kind: &str, namespace: &str, name: &str) -> Result<String> {
+    let kind = known(kind)?;
+    Ok(joined(kind, kind.prefix, namespace, name))
+}
+
+fn known(kind: &str) -> Result<&'static Kind> {
     let known = KINDS.iter().find(|known| known.name == kind);
-    let Kind {
-        prefix,
-        plural,
-        namespaced,
-        ..
-    } = known.context(|| format!("find the path of kind {kind}"))?;
-    Ok(if *namespaced {
+    known.context(|| format!("find the path of kind {kind}"))
+}
+
+fn joined(kind: &Kind, prefix: &str, namespace: &str, name: &str) -> String {
+    let plural = kind.plural;
+    if kind.namespaced {
         format!("{prefix}/namespaces/{namespace}/{plural}/{name}")
     } else {
         format!("{prefix}/{plural}/{name}")
-    })
+    }
 }

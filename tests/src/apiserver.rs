@@ -7,8 +7,9 @@ use std::env;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::agent::poll;
+use crate::agent::poll_within;
 use crate::api::Api;
 use crate::process::Running;
 use crate::testbed::Outside;
@@ -21,6 +22,8 @@ pub const ASSETS_VARIABLE: &str = "KUBEBUILDER_ASSETS";
 const API_PORT: u16 = 6443;
 /// The port of etcd, on the host's loopback address alone.
 const ETCD_PORT: u16 = 2379;
+/// How long both programs may take to start: half a minute and more on a machine that is busy.
+const START_LIMIT: Duration = Duration::from_secs(120);
 /// The token of an administrator, known in this run only.
 const TOKEN: &str = "testbed-administrator";
 
@@ -78,7 +81,7 @@ impl KubeApiServer {
             certificate,
             _programs: [etcd, program],
         };
-        poll("wait until the API server is ready", || {
+        poll_within(START_LIMIT, "wait until the API server is ready", || {
             let ready = server.api.request("GET", "readyz", None);
             Ok(ready.is_ok_and(|answer| answer == "ok"))
         })?;

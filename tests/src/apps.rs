@@ -43,19 +43,24 @@ pub const PAGE_SIZE: usize = 1024;
 /// # Errors
 /// When it does not start.
 pub fn nginx(pod: &Pod) -> Result<App> {
-    let folder = pod.folder().join("nginx");
+    nginx_named(pod, &pod.spec().name)
+}
+
+/// As [`nginx`], in any place: `/name` answers `name`.
+///
+/// # Errors
+/// When it does not start.
+pub fn nginx_named(place: &Place, name: &str) -> Result<App> {
+    let folder = place.folder().join("nginx");
     fs::create_dir_all(&folder).context(|| format!("create {}", folder.display()))?;
-    let file = |name: &str, text: &str| {
-        fs::write(folder.join(name), text).context(|| format!("write {name} of nginx"))
+    let file = |file: &str, text: &str| {
+        fs::write(folder.join(file), text).context(|| format!("write {file} of nginx"))
     };
     file("index.html", &"undermesh\n".repeat(PAGE_SIZE)[..PAGE_SIZE])?;
-    file(
-        "nginx.conf",
-        &nginx_configuration(&folder, &pod.spec().name),
-    )?;
+    file("nginx.conf", &nginx_configuration(&folder, name))?;
     let configuration = folder.join("nginx.conf");
     App::start(
-        pod,
+        place,
         NGINX_PORT,
         "nginx",
         &["-e", "stderr", "-c", &configuration.to_string_lossy()],

@@ -16,6 +16,8 @@ const RUN_PREFIX: &str = "undermesh-testbed.";
 #[derive(Debug)]
 pub struct Hierarchy {
     root: PathBuf,
+    /// Hierarchies of version 1 beside it, where a container runtime puts its containers under the same names.
+    others: Vec<PathBuf>,
 }
 
 impl Hierarchy {
@@ -25,16 +27,19 @@ impl Hierarchy {
     /// When it is not mounted.
     pub fn find() -> Result<Self> {
         let table = fs::read_to_string("/proc/self/mounts").context(|| "read /proc/self/mounts")?;
-        table
-            .lines()
-            .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>())
-            .find(|fields| fields.get(2) == Some(&"cgroup2"))
-            .map(|fields| Self {
-                root: fields[1].into(),
+        let mounted = |kind: &'static str| {
+            let lines = table.lines().map(|line| line.split_ascii_whitespace());
+            lines.filter_map(move |mut fields| {
+                let place = fields.nth(1)?;
+                (fields.next() == Some(kind)).then(|| PathBuf::from(place))
             })
-            .context(|| {
+        };
+        Ok(Self {
+            root: mounted("cgroup2").next().context(|| {
                 "find a cgroup v2 mount (mount one: mount -t cgroup2 none /sys/fs/cgroup/unified)"
-            })
+            })?,
+            others: mounted("cgroup").collect(),
+        })
     }
 
     /// Where the hierarchy is mounted.
@@ -42,22 +47,29 @@ impl Hierarchy {
         &self.root
     }
 
-    /// Removes the cgroups of runs that are no longer alive.
+    /// Removes the cgroups of runs that are no longer alive, and those of their containers.
     pub fn sweep(&self) {
-        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let owner = name
-                .to_str()
-                .and_then(|name| name.strip_prefix(RUN_PREFIX))
-                .and_then(|id| id.split_once('.'));
+        for path in runs_in(&self.root) {
             // A run in another pid namespace looks dead by its id, but has processes in its cgroup.
-            if let Some((pid, started)) = owner
-                && start_time(pid).as_deref() != Some(started)
-                && is_empty(&entry.path())
-            {
-                remove_tree(&entry.path());
+            if is_empty(&path) {
+                remove_tree(&path);
             }
         }
+        for path in self.others.iter().flat_map(|root| runs_in(root)) {
+            // The run's own cgroup tells whether it is alive.
+            let own = path.file_name().map(|name| self.root.join(name));
+            if own.is_some_and(|own| !own.exists()) {
+                remove_tree(&path);
+            }
+        }
+    }
+
+    /// Removes the cgroups of a run that is over, and those of its containers.
+    pub fn end_run(&self, cgroup: &Cgroup) {
+        cgroup.remove();
+        let name = cgroup.path().file_name();
+        let others = name.map(|name| self.others.iter().map(move |root| root.join(name)));
+        others.into_iter().flatten().for_each(|it| remove_tree(&it));
     }
 
     /// Creates the cgroup of the calling process's run.
@@ -71,6 +83,19 @@ impl Hierarchy {
         fs::create_dir(&path).context(|| format!("create cgroup {}", path.display()))?;
         Ok(Cgroup { path })
     }
+}
+
+/// The cgroups of runs whose process is not there.
+fn runs_in(root: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let is_over = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let owner = name
+            .and_then(|name| name.strip_prefix(RUN_PREFIX))
+            .and_then(|id| id.split_once('.'));
+        owner.is_some_and(|(pid, started)| start_time(pid).as_deref() != Some(started))
+    };
+    entries.map(|entry| entry.path()).filter(is_over).collect()
 }
 
 /// The start time of a process, in clock ticks since boot (proc_pid_stat(5), field 22).

@@ -3,17 +3,17 @@
 use std::any::Any;
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::agent::{binary, poll};
 use crate::api::Api;
+use crate::controller::{self, Controller, DISCOVERY_PORT};
 use crate::pod::Addresses;
 use crate::process::Running;
+use crate::tcp::Server;
 use crate::{Context, Node, Pod, PodSpec, Result, Testbed};
 
 /// The namespace of the mesh itself.
@@ -22,10 +22,6 @@ pub const SYSTEM: &str = "istio-system";
 pub const NODE_ACCOUNT: &str = "undermesh-node";
 /// A name in the controller's certificate.
 pub const CONTROLLER_NAME: &str = "undermesh.istio-system.svc";
-/// Where the controller serves nodes.
-const DISCOVERY_PORT: u16 = 15_012;
-/// How long a program may take to end.
-const END_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the tokens of the nodes are valid, in seconds.
 const TOKEN_SECONDS: u32 = 3600;
 
@@ -34,7 +30,7 @@ pub struct Cluster<'a> {
     bed: &'a Testbed,
     api: Api,
     kubeconfig: PathBuf,
-    controller: Mutex<Option<Running>>,
+    controller: Controller,
     _server: Box<dyn Any + Send + Sync>,
 }
 
@@ -63,13 +59,14 @@ impl<'a> Cluster<'a> {
         fs::write(&file, kubeconfig).context(|| "write the kubeconfig")?;
         let cluster = Self {
             bed,
+            controller: Controller::new(api.host.clone()),
             api,
             kubeconfig: file,
-            controller: Mutex::default(),
             _server: server,
         };
         cluster.api.apply(&namespace(SYSTEM, &[]))?;
         cluster.api.apply(&service_account(SYSTEM, NODE_ACCOUNT))?;
+        cluster.api.apply(&daemon_set())?;
         Ok(cluster)
     }
 
@@ -88,57 +85,64 @@ impl<'a> Cluster<'a> {
         self.bed
     }
 
-    /// Starts the controller and waits until it serves; `extra` are more arguments of its command line.
+    /// The controller beside the API server.
+    pub fn controller(&self) -> &Controller {
+        &self.controller
+    }
+
+    /// Starts the controller beside the API server and waits until it serves; `extra` are more arguments of its
+    /// command line.
     ///
     /// # Errors
     /// When it does not start.
     pub fn start_controller(&self, extra: &[&str]) -> Result<()> {
-        let kubeconfig = self.kubeconfig.to_string_lossy();
-        let mut arguments = vec![
-            "controller",
-            "--kubeconfig",
-            &kubeconfig,
-            "--namespace",
-            SYSTEM,
-            "--log-format",
-            "json",
-        ];
-        arguments.extend(extra);
-        let place = &self.api.host.place;
-        let mut controller = place.spawn(&binary()?.to_string_lossy(), arguments)?;
-        controller.wait_listening(DISCOVERY_PORT)?;
-        *self
-            .controller
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(controller);
-        Ok(())
+        self.start_replica(&self.controller, extra)
     }
 
-    /// Kills the controller, as a lost machine would.
+    /// Kills that controller, as a lost machine would.
     ///
     /// # Errors
     /// When there is none.
     pub fn kill_controller(&self) -> Result<()> {
-        self.end_controller(Signal::SIGKILL)
+        self.controller.kill()
     }
 
-    /// Asks the controller to end and waits for it.
+    /// Asks that controller to end and waits for it.
     ///
     /// # Errors
     /// When there is none, or it goes on.
     pub fn stop_controller(&self) -> Result<()> {
-        self.end_controller(Signal::SIGTERM)
+        self.controller.stop()
     }
 
-    fn end_controller(&self, signal: Signal) -> Result<()> {
-        let taken = self
-            .controller
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let mut controller = taken.context(|| "end the controller")?;
-        controller.signal(signal)?;
-        controller.wait(END_TIMEOUT).map(drop)
+    /// Starts a replica, or starts it again.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_replica(&self, replica: &Controller, extra: &[&str]) -> Result<()> {
+        replica.start(&self.kubeconfig, extra)
+    }
+
+    /// Starts replicas on hosts of their own, and the Service through which nodes reach them, in the place of the
+    /// controller beside the API server.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub fn start_replicas<const COUNT: usize>(
+        &self,
+        names: [&str; COUNT],
+    ) -> Result<([Controller; COUNT], Server)> {
+        let hosts = names.map(|name| self.bed.outside(name));
+        let mut replicas = Vec::new();
+        for host in hosts {
+            let replica = Controller::new(host?);
+            self.start_replica(&replica, &[])?;
+            replicas.push(replica);
+        }
+        let addresses = replicas.iter().map(Controller::address).collect();
+        let service = controller::service(&self.api.host, addresses)?;
+        let replicas = replicas.try_into();
+        Ok((replicas.ok().context(|| "count the replicas")?, service))
     }
 
     /// Adds a node with its agent's pod, as a DaemonSet would; the agent does not run yet.
@@ -178,15 +182,11 @@ impl<'a> Cluster<'a> {
     /// When the API refuses, or it does not become ready.
     pub fn start_agent(&self, node: &Node, extra: &[&str]) -> Result<()> {
         self.renew_token(node, TOKEN_SECONDS)?;
-        let roots = node.folder().join("roots.pem");
         poll("wait until the controller has written its root", || {
-            let bundle = self.api.get("ConfigMap", SYSTEM, "istio-ca-root-cert");
-            Ok(bundle.is_ok_and(|it| it["data"]["root-cert.pem"].is_string()))
+            Ok(self.root_bundle(SYSTEM).is_ok())
         })?;
-        let bundle = self.api.get("ConfigMap", SYSTEM, "istio-ca-root-cert")?;
-        let text = bundle["data"]["root-cert.pem"].as_str().unwrap_or_default();
-        fs::write(&roots, text).context(|| "write the roots of a node")?;
-        let token = node.folder().join("token");
+        self.mount_roots(node)?;
+        let (roots, token) = (self.roots_file(node), self.token_file(node));
         let url = self.discovery_url();
         let pod = agent_name(node.name());
         let (roots, token, kubeconfig) = (
@@ -214,6 +214,43 @@ impl<'a> Cluster<'a> {
         node.start_driven_agent(&arguments)
     }
 
+    /// The roots that the controller has written for a namespace, as PEM.
+    ///
+    /// # Errors
+    /// When there are none yet.
+    pub fn root_bundle(&self, namespace: &str) -> Result<String> {
+        let map = self.api.get("ConfigMap", namespace, "istio-ca-root-cert")?;
+        let text = map["data"]["root-cert.pem"].as_str();
+        text.map(str::to_owned)
+            .context(|| format!("find the roots in {map}"))
+    }
+
+    /// Where a node's agent finds the roots that vouch for the control plane.
+    pub fn roots_file(&self, node: &Node) -> PathBuf {
+        node.folder().join("roots.pem")
+    }
+
+    /// Where a node's agent finds its token.
+    pub fn token_file(&self, node: &Node) -> PathBuf {
+        node.folder().join("token")
+    }
+
+    /// The token that a node's agent has.
+    ///
+    /// # Errors
+    /// When it has none yet.
+    pub fn token(&self, node: &Node) -> Result<String> {
+        fs::read_to_string(self.token_file(node)).context(|| "read the token of a node")
+    }
+
+    /// Gives a node's agent the roots of its ConfigMap, as kubelet does with a mounted one when it changes.
+    ///
+    /// # Errors
+    /// When there are none, or they cannot be written.
+    pub fn mount_roots(&self, node: &Node) -> Result<()> {
+        replace(&self.roots_file(node), &self.root_bundle(SYSTEM)?)
+    }
+
     /// Writes a new token for a node's agent, valid for `seconds`.
     ///
     /// # Errors
@@ -221,10 +258,43 @@ impl<'a> Cluster<'a> {
     pub fn renew_token(&self, node: &Node, seconds: u32) -> Result<()> {
         let pod = self.api.get("Pod", SYSTEM, &agent_name(node.name()))?;
         let token = self.api.token(SYSTEM, NODE_ACCOUNT, &pod, seconds)?;
-        let (file, staged) = (node.folder().join("token"), node.folder().join("token.new"));
-        fs::write(&staged, token)
-            .and_then(|()| fs::rename(&staged, &file))
-            .context(|| "write the token of a node")
+        replace(&self.token_file(node), &token)
+    }
+
+    /// A token with which machines of a WorkloadGroup join, as an operator makes it.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn join_token(&self, namespace: &str, group: &str) -> Result<String> {
+        poll("wait until the controller has written its root", || {
+            Ok(self.root_bundle(namespace).is_ok())
+        })?;
+        let (kubeconfig, url) = (self.kubeconfig.to_string_lossy(), self.discovery_url());
+        let arguments = [
+            "token",
+            "create",
+            group,
+            "--namespace",
+            namespace,
+            "--kubeconfig",
+            &kubeconfig,
+            "--controller",
+            &url,
+            "--system-namespace",
+            SYSTEM,
+        ];
+        let place = &self.api.host.place;
+        place
+            .output(&binary()?.to_string_lossy(), arguments)?
+            .success()
+    }
+
+    /// Creates a service account.
+    ///
+    /// # Errors
+    /// When the API refuses.
+    pub fn service_account(&self, namespace: &str, name: &str) -> Result<()> {
+        self.api.apply(&service_account(namespace, name)).map(drop)
     }
 
     /// Creates a pod: its object, its place on the node with a process in it, and the status that kubelet would
@@ -244,37 +314,30 @@ impl<'a> Cluster<'a> {
         self.create(node, spec, |spec| node.pod_at(spec, addresses))
     }
 
+    /// Binds a pod to a node, as the scheduler does, and returns its uid; nothing of it runs yet.
+    ///
+    /// # Errors
+    /// When the API refuses.
+    pub fn schedule(&self, node: &Node, spec: &PodSpec) -> Result<String> {
+        self.api
+            .apply(&service_account(&spec.namespace, &spec.service_account))?;
+        let created = self.api.apply(&object_of(node, spec, None))?;
+        let uid = created["metadata"]["uid"].as_str();
+        uid.map(str::to_owned)
+            .context(|| format!("find the uid in {created}"))
+    }
+
     fn create(
         &self,
         node: &Node,
         spec: PodSpec,
         wire: impl FnOnce(PodSpec) -> Result<Pod>,
     ) -> Result<ClusterPod> {
-        self.api
-            .apply(&service_account(&spec.namespace, &spec.service_account))?;
-        let labels = match &spec.service {
-            Some(service) => json!({ "app": spec.name, "service": service }),
-            None => json!({ "app": spec.name }),
-        };
-        let (name, account) = (spec.name.clone(), spec.service_account.clone());
-        let object = |addresses| {
-            pod_object(
-                &spec.namespace,
-                &name,
-                &account,
-                node.name(),
-                labels.clone(),
-                addresses,
-            )
-        };
-        let created = self.api.apply(&object(None))?;
-        let uid = created["metadata"]["uid"].as_str();
-        let uid = uid
-            .context(|| format!("find the uid in {created}"))?
-            .to_owned();
+        let uid = self.schedule(node, &spec)?;
         let pod = wire(spec.clone().with_uid(&uid))?;
         let pause = pod.spawn("sleep", ["infinity"])?;
-        self.api.apply(&object(Some(pod.addresses())))?;
+        self.api
+            .apply(&object_of(node, &spec, Some(pod.addresses())))?;
         Ok(ClusterPod {
             pod,
             uid,
@@ -355,6 +418,14 @@ pub struct ClusterPod {
     _pause: Running,
 }
 
+/// Exchanges a file as a whole, as kubelet does: nobody reads half of it.
+fn replace(file: &Path, content: &str) -> Result<()> {
+    let staged = file.with_extension("new");
+    fs::write(&staged, content)
+        .and_then(|()| fs::rename(&staged, file))
+        .context(|| format!("write {}", file.display()))
+}
+
 fn agent_name(node: &str) -> String {
     format!("{NODE_ACCOUNT}-{node}")
 }
@@ -374,6 +445,37 @@ fn service_account(namespace: &str, name: &str) -> Value {
         "kind": "ServiceAccount",
         "metadata": { "name": name, "namespace": namespace },
     })
+}
+
+/// What the agents' pods come from. An agent that ends while it is not there takes the mesh for uninstalled.
+fn daemon_set() -> Value {
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": { "name": NODE_ACCOUNT, "namespace": SYSTEM },
+        "spec": {
+            "selector": { "matchLabels": { "app": NODE_ACCOUNT } },
+            "template": {
+                "metadata": { "labels": { "app": NODE_ACCOUNT } },
+                "spec": { "containers": [{ "name": "node", "image": "node" }] },
+            },
+        },
+    })
+}
+
+fn object_of(node: &Node, spec: &PodSpec, addresses: Option<Addresses>) -> Value {
+    let labels = match &spec.service {
+        Some(service) => json!({ "app": spec.name, "service": service }),
+        None => json!({ "app": spec.name }),
+    };
+    pod_object(
+        &spec.namespace,
+        &spec.name,
+        &spec.service_account,
+        node.name(),
+        labels,
+        addresses,
+    )
 }
 
 fn pod_object(

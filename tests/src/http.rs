@@ -31,6 +31,20 @@ pub fn get(mut stream: impl Read + Write, path: &str) -> Result<Answer> {
     parse(&answer).context(|| format!("read the answer to GET {path}: {answer:?}"))
 }
 
+/// The sum of the samples of `metric` in `metrics`, the text that Prometheus scrapes, that carry all `labels`, each
+/// such as `reporter="source"`.
+pub fn sum_of_samples(metrics: &str, metric: &str, labels: &[&str]) -> f64 {
+    metrics
+        .lines()
+        .filter(|line| {
+            line.strip_prefix(metric)
+                .is_some_and(|rest| rest.starts_with(['{', ' ']))
+        })
+        .filter(|line| labels.iter().all(|label| line.contains(label)))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum()
+}
+
 fn parse(answer: &str) -> Option<Answer> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.split_ascii_whitespace().nth(1)?.parse().ok()?;

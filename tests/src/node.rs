@@ -49,14 +49,7 @@ impl Node {
         let place = Place::create(parent, name, cgroup.child("agent")?, journal)?;
         let bpffs = place.folder().join("bpf");
         fs::create_dir(&bpffs).context(|| format!("create {}", bpffs.display()))?;
-        mount(
-            Some("bpf"),
-            &bpffs,
-            Some("bpf"),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .context(|| format!("mount a BPF file system at {}", bpffs.display()))?;
+        mount_bpffs(&bpffs)?;
         place.netns().sysctl("net/ipv4/ip_forward", "1")?;
         place.netns().sysctl("net/ipv6/conf/all/forwarding", "1")?;
         let Addresses { v4, v6 } = pod_addresses(number, 1);
@@ -86,6 +79,11 @@ impl Node {
     /// The node's addresses on the fabric.
     pub fn addresses(&self) -> Addresses {
         fabric_addresses(self.number)
+    }
+
+    /// The addresses of the bridge that the node's pods hang on.
+    pub fn pod_gateway(&self) -> Addresses {
+        pod_addresses(self.number, 1)
     }
 
     /// The cgroup above the node's pods, where an agent attaches its programs.
@@ -124,7 +122,7 @@ impl Node {
             self.pods.child(&group)?,
             self.journal(),
         )?;
-        let gateway = pod_addresses(self.number, 1);
+        let gateway = self.pod_gateway();
         self.netns().ip(&format!(
             "link add pod{host} master {BRIDGE} type veth peer name eth0 netns {}\n\
              link set pod{host} up\n",
@@ -159,6 +157,17 @@ impl Node {
         )
     }
 
+    /// Loses what a machine loses when it boots: the agent, its run directory, and all that is pinned.
+    ///
+    /// # Errors
+    /// When a new BPF file system cannot be mounted.
+    pub fn reboot(&self) -> Result<()> {
+        self.forget();
+        // There is none before the first start.
+        let _ = fs::remove_dir_all(self.folder().join("run"));
+        mount_bpffs(&self.bpffs)
+    }
+
     /// Ends the agent and lets go of the BPF file system, and so of all that is pinned there.
     pub(crate) fn forget(&self) {
         self.agent_slot().take();
@@ -173,6 +182,17 @@ impl Deref for Node {
     fn deref(&self) -> &Place {
         &self.place
     }
+}
+
+fn mount_bpffs(folder: &Path) -> Result<()> {
+    mount(
+        Some("bpf"),
+        folder,
+        Some("bpf"),
+        MsFlags::empty(),
+        None::<&str>,
+    )
+    .context(|| format!("mount a BPF file system at {}", folder.display()))
 }
 
 fn pod_addresses(node: u8, host: u8) -> Addresses {

@@ -25,7 +25,7 @@ const STACK: usize = 256 * 1024;
 #[derive(Debug)]
 pub struct Place {
     label: String,
-    netns: NetNs,
+    netns: Arc<NetNs>,
     cgroup: Cgroup,
     folder: PathBuf,
     journal: Arc<Journal>,
@@ -46,11 +46,23 @@ impl Place {
         fs::create_dir_all(&folder).context(|| format!("create {}", folder.display()))?;
         Ok(Self {
             label: label.to_owned(),
-            netns: NetNs::create(&folder.join("netns"))?,
+            netns: Arc::new(NetNs::create(&folder.join("netns"))?),
             cgroup,
             folder,
             journal: Arc::clone(journal),
         })
+    }
+
+    /// Another place in the same network namespace, with a cgroup of its own: other processes of the same host.
+    #[must_use]
+    pub fn beside(&self, label: &str, cgroup: Cgroup) -> Self {
+        Self {
+            label: format!("{}/{label}", self.label),
+            netns: Arc::clone(&self.netns),
+            cgroup,
+            folder: self.folder.clone(),
+            journal: Arc::clone(&self.journal),
+        }
     }
 
     /// The name of the place in messages.

@@ -68,7 +68,7 @@ impl Sandbox {
             ForkResult::Parent { child } => {
                 drop(alive);
                 let status = supervise(child);
-                cgroup.remove();
+                hierarchy.end_run(&cgroup);
                 exit(status)
             }
             ForkResult::Child => {

@@ -19,11 +19,11 @@ mod machine;
 mod median;
 mod release;
 mod report;
+mod scale;
 mod series;
 mod servers;
 mod table;
 mod topology;
-mod usage;
 mod wrk;
 
 use std::fs;
@@ -31,9 +31,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use undermesh_tests::place::installed;
-use undermesh_tests::{Context, Error, Result, Sandbox, Testbed};
+use undermesh_tests::{Context, Error, Result, Sandbox, Testbed, usage};
 
 use case::{Case, Figure, Load, Route};
 use hook::{CONTRACT, HookSpec};
@@ -51,7 +51,7 @@ const IDLE_CONNECTIONS: usize = 1_000;
 
 /// How the result is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub enum Format {
     /// For people.
     Table,
     /// For programs; the same as `--save` writes.
@@ -62,8 +62,10 @@ enum Format {
 ///
 /// Takes about cases x 2 x rounds x seconds for each proxy and for none.
 #[derive(Debug, Args)]
-#[command(after_long_help = CONTRACT)]
+#[command(after_long_help = CONTRACT, args_conflicts_with_subcommands = true)]
 pub struct Options {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// How often every case is measured.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
@@ -90,9 +92,19 @@ pub struct Options {
     date: Option<String>,
 }
 
+/// Another benchmark.
+#[derive(Debug, Subcommand)]
+enum Part {
+    /// Measures the control plane on a generated cluster.
+    Scale(scale::Options),
+}
+
 /// Runs the benchmark and prints its result. Must be called while the process has one thread. It fails
 /// when something cannot be built, started or measured; a missed floor is no failure.
 pub fn run(options: &Options) -> ExitCode {
+    if let Some(Part::Scale(options)) = &options.part {
+        return scale::run(options);
+    }
     match try_run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -4,6 +4,8 @@ use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
+use serde_json::Value;
+
 /// Why a task failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
@@ -167,4 +169,39 @@ fn ended_well(command: &Command, status: ExitStatus) -> Result<(), TaskError> {
         command: words.join(" "),
         status,
     })
+}
+
+/// The executable of the artifact `name` in cargo's messages, one JSON object a line (The Cargo Book,
+/// "External tools").
+pub fn executable(name: &str, messages: &str) -> Option<PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["reason"] == "compiler-artifact")
+        .filter(|message| message["target"]["name"] == name)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_executable_is_found_among_libraries_and_build_scripts() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","target":{"name":"bytes","kind":["lib"]},"executable":null}"#,
+            "\n",
+            r#"{"reason":"build-script-executed","package_id":"libc"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"name":"undermesh","kind":["bin"]},"executable":"/src/target/release/undermesh"}"#,
+            "\n",
+            r#"{"reason":"build-finished","success":true}"#,
+            "\n",
+        );
+        assert_eq!(
+            executable("undermesh", messages),
+            Some(PathBuf::from("/src/target/release/undermesh"))
+        );
+        assert_eq!(executable("undermesh", "not json\n"), None);
+    }
 }

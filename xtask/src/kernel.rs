@@ -5,8 +5,6 @@ mod package;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
-
 use crate::command::{self, TaskError, cargo, command, run_reading, target};
 use crate::setup;
 use crate::tally::Tally;
@@ -20,6 +18,8 @@ const PROGRAMS: [(&str, &str); 4] = [
     ("depmod", "kmod"),
     ("qemu-system-x86_64", "qemu-system-x86"),
 ];
+/// The tests that are run.
+const TESTS: &str = "kernel";
 /// Longest run of one kernel, in seconds: emulation without KVM is twenty times slower.
 const LIMIT: &str = "1800";
 
@@ -63,25 +63,21 @@ pub fn run(options: &Options) -> Result<(), TaskError> {
 
 /// Builds the tests; where their program is.
 fn build() -> Result<PathBuf, TaskError> {
-    let mut program = None;
+    let mut messages = String::new();
     let mut build = cargo(&[
         "test",
         "--package",
         "undermesh-capture",
         "--test",
-        "kernel",
+        TESTS,
         "--no-run",
         "--message-format=json-render-diagnostics",
     ]);
     command::read_lines(&mut build, |line| {
-        let message: Value = serde_json::from_str(line).unwrap_or_default();
-        if message["target"]["name"] == "kernel"
-            && let Some(path) = message["executable"].as_str()
-        {
-            program = Some(PathBuf::from(path));
-        }
+        messages.push_str(line);
+        messages.push('\n');
     })?;
-    program.ok_or(TaskError::NoProgram { name: "kernel" })
+    command::executable(TESTS, &messages).ok_or(TaskError::NoProgram { name: TESTS })
 }
 
 fn start(kernel: &Kernel, image: &Image) -> Result<Tally, TaskError> {
@@ -92,18 +88,28 @@ fn start(kernel: &Kernel, image: &Image) -> Result<Tally, TaskError> {
     Ok(tally)
 }
 
-/// Two processors, since the tests share listeners between two workers; the console is what is printed.
+/// Two processors, since the tests share listeners between two workers; the console is what is printed. QEMU before
+/// 8.0 spoils the flags after `cmpxchg16b` at times, so the processor has none.
 fn machine(kernel: &Path, image: &Path) -> Command {
     let mut qemu = command("timeout", &[LIMIT, "qemu-system-x86_64"]);
-    qemu.args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "2G"])
-        .args(["-nographic", "-nic", "none", "-no-reboot"])
-        .args([
-            "-append",
-            "console=ttyS0 quiet loglevel=1 panic=-1 rdinit=/init",
-        ])
-        .arg("-kernel")
-        .arg(kernel)
-        .arg("-initrd")
-        .arg(image);
+    qemu.args([
+        "-accel",
+        "tcg",
+        "-cpu",
+        "max,-cx16",
+        "-smp",
+        "2",
+        "-m",
+        "2G",
+    ])
+    .args(["-nographic", "-nic", "none", "-no-reboot"])
+    .args([
+        "-append",
+        "console=ttyS0 quiet loglevel=1 panic=-1 rdinit=/init",
+    ])
+    .arg("-kernel")
+    .arg(kernel)
+    .arg("-initrd")
+    .arg(image);
     qemu
 }

@@ -153,8 +153,11 @@ fn unit(filter: Option<&str>) -> Tally {
         "--workspace",
         "--exclude",
         "undermesh-tests",
+        "--exclude",
+        "undermesh-scale",
         "--no-fail-fast",
     ];
+    let scale = ["test", "--package", "undermesh-scale", "--bins"];
     let testbed = [
         "test",
         "--package",
@@ -165,6 +168,7 @@ fn unit(filter: Option<&str>) -> Tally {
     ];
     let mut tally = tests(&mut cargo(&crates), filter);
     tally += tests(&mut cargo(&testbed), filter);
+    tally += tests(&mut cargo(&scale), filter);
     tally
 }
 
@@ -179,8 +183,11 @@ fn scenarios(filter: Option<&str>) -> Tally {
         "--test",
         "scenarios",
     ];
+    let small = ["test", "--package", "undermesh-scale", "--test", "small"];
     let binary = target().join("debug/undermesh");
-    tests(with_agent(&mut cargo(&run), &binary), filter)
+    let mut tally = tests(with_agent(&mut cargo(&run), &binary), filter);
+    tally += tests(with_agent(&mut cargo(&small), &binary), filter);
+    tally
 }
 
 fn with_agent<'a>(command: &'a mut Command, binary: &Path) -> &'a mut Command {

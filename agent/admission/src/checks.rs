@@ -20,13 +20,20 @@ use undermesh_control::{
 };
 use undermesh_model::{Delta, workload::Tunnel};
 
+use crate::network::NetworkPolicy;
+
 /// The label that takes a namespace or a pod into the mesh.
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 /// The label that has sidecars put into the pods of a namespace.
 const INJECTION: &str = "istio-injection";
 
 /// What is wrong between the objects; `parts` is what they were translated to.
-pub(crate) fn run(settings: &Settings, resources: &[Resource], parts: &Delta) -> Vec<Diagnostic> {
+pub(crate) fn run(
+    settings: &Settings,
+    resources: &[Resource],
+    network_policies: &[NetworkPolicy],
+    parts: &Delta,
+) -> Vec<Diagnostic> {
     let scene = Scene::new(settings, resources, parts);
     let mut findings = Vec::new();
     for resource in resources {
@@ -46,6 +53,7 @@ pub(crate) fn run(settings: &Settings, resources: &[Resource], parts: &Delta) ->
         }
     }
     check_rivals(settings, resources, &mut findings);
+    findings.extend(scene.check_network_policies(network_policies));
     findings
 }
 
@@ -107,6 +115,7 @@ fn check_mode(metadata: &Metadata, findings: &mut Vec<Diagnostic>) {
 /// What policies can select.
 struct Member<'a> {
     labels: &'a Labels,
+    is_pod: bool,
     is_enrolled: bool,
 }
 
@@ -115,6 +124,8 @@ struct Scene<'a> {
     settings: &'a Settings,
     members: BTreeMap<&'a str, Vec<Member<'a>>>,
     namespaces: BTreeSet<&'a str>,
+    /// Those whose label takes all their pods into the mesh.
+    ambient: BTreeSet<&'a str>,
 }
 
 impl<'a> Scene<'a> {
@@ -128,20 +139,31 @@ impl<'a> Scene<'a> {
             settings,
             members: BTreeMap::new(),
             namespaces: BTreeSet::new(),
+            ambient: BTreeSet::new(),
         };
         for resource in resources {
             let metadata = resource.metadata();
-            let is_enrolled =
-                |is_pod| enrolled.contains(&(is_pod, &**metadata.namespace(), &**metadata.name()));
+            let member = |is_pod, labels| Member {
+                labels,
+                is_pod,
+                is_enrolled: enrolled.contains(&(
+                    is_pod,
+                    &**metadata.namespace(),
+                    &**metadata.name(),
+                )),
+            };
             match resource {
                 Resource::Namespace(_) => {
                     scene.namespaces.insert(metadata.name());
+                    if metadata.labels.is(DATAPLANE_MODE, "ambient") {
+                        scene.ambient.insert(metadata.name());
+                    }
                 }
                 Resource::Pod(pod) if !pod.terminal => {
-                    scene.add(metadata, &metadata.labels, is_enrolled(true));
+                    scene.add(metadata, member(true, &metadata.labels));
                 }
                 Resource::WorkloadEntry(entry) => {
-                    scene.add(metadata, &entry.entry.labels, is_enrolled(false));
+                    scene.add(metadata, member(false, &entry.entry.labels));
                 }
                 _ => {}
             }
@@ -149,12 +171,9 @@ impl<'a> Scene<'a> {
         scene
     }
 
-    fn add(&mut self, metadata: &'a Metadata, labels: &'a Labels, is_enrolled: bool) {
+    fn add(&mut self, metadata: &'a Metadata, member: Member<'a>) {
         let members = self.members.entry(metadata.namespace()).or_default();
-        members.push(Member {
-            labels,
-            is_enrolled,
-        });
+        members.push(member);
     }
 
     /// The workloads that a policy of this namespace can select: all, when it is the root namespace.
@@ -215,6 +234,40 @@ impl<'a> Scene<'a> {
             let remedy = "label the namespace istio.io/dataplane-mode=ambient";
             findings.push(warn(metadata, path, message, remedy));
         }
+    }
+
+    /// What policies let in adds up, so a pod is cut off when none of those for it admits the mesh.
+    fn check_network_policies(&self, policies: &[NetworkPolicy]) -> Vec<Diagnostic> {
+        let mut by_namespace: BTreeMap<&str, Vec<&NetworkPolicy>> = BTreeMap::new();
+        for policy in policies {
+            let all = by_namespace.entry(policy.namespace()).or_default();
+            all.push(policy);
+        }
+        let complain = |policy: &NetworkPolicy| {
+            let rivals = &by_namespace[policy.namespace()];
+            policy.complain(&self.cut_off(policy, rivals)?)
+        };
+        policies.iter().filter_map(complain).collect()
+    }
+
+    /// Who is in the mesh and cannot be reached by it, of those whom `policy` is for.
+    fn cut_off(&self, policy: &NetworkPolicy, all: &[&NetworkPolicy]) -> Option<String> {
+        let namespace = policy.namespace();
+        let members = self.members.get(namespace).map_or(&[][..], Vec::as_slice);
+        let pods = || members.iter().filter(|it| it.is_pod);
+        if pods().next().is_none() && self.ambient.contains(namespace) {
+            // Manifests seldom hold pods; those to come will be in the mesh.
+            return (!policy.admits_mesh()).then(|| "its pods".to_owned());
+        }
+        let is_admitted = |labels: &Labels| {
+            let mut all = all.iter().filter(|it| it.selects(labels));
+            all.any(|it| it.admits_mesh())
+        };
+        let cut_off = pods()
+            .filter(|pod| pod.is_enrolled && policy.selects(pod.labels))
+            .filter(|pod| !is_admitted(pod.labels))
+            .count();
+        (cut_off > 0).then(|| counted(cut_off))
     }
 
     fn check_service_entry(&self, entry: &ServiceEntry, findings: &mut Vec<Diagnostic>) {

@@ -5,9 +5,10 @@ use undermesh_control::{
     Change, Diagnostic, Engine, Settings, Severity,
     path::Path,
     resources::{Decoded, Key, Outcome, Resource, field::Problem, metadata::Origin},
+    value::Value,
 };
 
-use crate::checks;
+use crate::{checks, network::NetworkPolicy};
 
 /// Most objects that are judged together.
 pub const MAX_OBJECTS: usize = 1_000_000;
@@ -20,6 +21,7 @@ pub struct Examination {
     /// Where each object of a kind that is used was found.
     origins: BTreeMap<Key, Origin>,
     resources: Vec<Resource>,
+    network_policies: Vec<NetworkPolicy>,
     /// Findings that the engine does not hold.
     findings: Vec<Diagnostic>,
     objects: usize,
@@ -42,6 +44,7 @@ impl Examination {
             settings,
             origins: BTreeMap::new(),
             resources: Vec::new(),
+            network_policies: Vec::new(),
             findings: Vec::new(),
             objects: 0,
         }
@@ -49,7 +52,7 @@ impl Examination {
 
     /// Whether no further object can be taken.
     pub fn is_full(&self) -> bool {
-        self.objects >= MAX_OBJECTS
+        self.objects.max(self.network_policies.len()) >= MAX_OBJECTS
     }
 
     /// Adds an object. Of two objects with the same kind and name, the first one counts.
@@ -80,6 +83,12 @@ impl Examination {
         self.engine.apply(Change::Applied(decoded));
     }
 
+    /// Adds what a NetworkPolicy lets in. It is no part of the mesh, which has to live with it.
+    pub(crate) fn add_network_policy(&mut self, object: &Value, origin: &Origin) {
+        self.network_policies
+            .extend(NetworkPolicy::read(object, origin));
+    }
+
     /// Adds a finding about something that is no object, such as a file that cannot be read.
     pub fn note(&mut self, finding: Diagnostic) {
         self.findings.push(finding);
@@ -93,6 +102,7 @@ impl Examination {
         findings.extend(checks::run(
             &self.settings,
             &self.resources,
+            &self.network_policies,
             &self.engine.parts(),
         ));
         findings.sort_by(|a, b| order(a).cmp(&order(b)));

@@ -9,6 +9,7 @@ pub mod analyze;
 mod checks;
 pub mod examine;
 mod kinds;
+mod network;
 pub mod status;
 pub mod webhook;
 

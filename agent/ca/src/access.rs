@@ -1,8 +1,10 @@
-//! Who may have which certificate: everybody their own, a node agent those of the pods on its node.
+//! Who may have which certificate: everybody their own, a node agent those of the pods on its node. A machine may ask
+//! by its certificate for the next one, as long as it is registered.
 //!
 //! Source: Istio's node authorization (`CA_TRUSTED_NODE_ACCOUNTS`).
 use std::{collections::HashSet, fmt, str::FromStr, sync::Arc};
 
+use futures::future::BoxFuture;
 use undermesh_identity::{Authenticator, Caller, CallerError};
 use undermesh_model::{Identity, TrustDomain};
 
@@ -26,6 +28,19 @@ pub trait Pods: Send + Sync {
 
     /// Whether a pod of this service account is bound to `node` and has not failed (`status.phase`).
     fn runs_on(&self, node: &str, namespace: &str, service_account: &str) -> bool;
+}
+
+/// What is known of the machines outside the cluster.
+pub trait Machines: Send + Sync {
+    /// Whether a machine of this service account is registered (a WorkloadEntry that the control plane has made).
+    ///
+    /// # Errors
+    /// When that cannot be found out at present; the text says why.
+    fn is_registered<'a>(
+        &'a self,
+        namespace: &'a str,
+        service_account: &'a str,
+    ) -> BoxFuture<'a, Result<bool, String>>;
 }
 
 /// A service account whose pods are node agents, written `namespace/name`.
@@ -70,16 +85,31 @@ pub struct Access {
     pub authenticator: Arc<dyn Authenticator>,
     /// Knows pods.
     pub pods: Arc<dyn Pods>,
+    /// Knows machines.
+    pub machines: Arc<dyn Machines>,
 }
 
 impl Access {
-    /// Who called.
+    /// Who called, by a token.
     pub(crate) async fn caller(&self, token: &str, cluster: &str) -> Result<Caller, Refusal> {
         let caller = self.authenticator.authenticate(token, cluster).await;
-        caller.map_err(|error| match error {
-            CallerError::Invalid(_) => Refusal::Caller(error.to_string()),
-            CallerError::Unavailable(_) => Refusal::Unchecked(error.to_string()),
-        })
+        caller.map_err(refusal)
+    }
+
+    /// Who called, by a certificate: a machine that is registered. It is bound to no pod, and so gets its own identity
+    /// and no other, whatever its account is trusted with elsewhere.
+    pub(crate) async fn machine(&self, identity: &Identity) -> Result<Caller, Refusal> {
+        let caller = self.authenticator.certified(identity).await;
+        let caller = caller.map_err(refusal)?;
+        let registered = self
+            .machines
+            .is_registered(&caller.namespace, &caller.service_account)
+            .await;
+        match registered {
+            Ok(true) => Ok(caller),
+            Ok(false) => Err(Refusal::Unregistered(identity.clone())),
+            Err(reason) => Err(Refusal::Unchecked(reason)),
+        }
     }
 
     /// The identity that `caller` gets a certificate for: the one it asks for, else its own.
@@ -148,5 +178,12 @@ impl Access {
             return Err(format!("the pod {} is on no node yet", bound.uid));
         }
         Ok(pod.node)
+    }
+}
+
+fn refusal(error: CallerError) -> Refusal {
+    match error {
+        CallerError::Invalid(_) => Refusal::Caller(error.to_string()),
+        CallerError::Unavailable(_) => Refusal::Unchecked(error.to_string()),
     }
 }

@@ -4,7 +4,7 @@ use std::{
     error::Error,
     io,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -13,10 +13,11 @@ use tokio::{io::AsyncReadExt, sync::Semaphore};
 use tonic::{
     Code, Request, Status,
     metadata::{Ascii, MetadataKey, MetadataValue},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity},
 };
 use undermesh_identity::{
-    CertificateRequest, IssueError, IssuedCertificate, Issuer, certificate, store::MAX_FILE_BYTES,
+    CertificateRequest, Credentials, IssueError, IssuedCertificate, Issuer, NoCredentials,
+    Presented, Proof, Secret, certificate, store::MAX_FILE_BYTES,
 };
 use zeroize::Zeroizing;
 
@@ -50,6 +51,20 @@ pub enum ServerRoots {
     System,
 }
 
+/// Who vouches for the server, and how this side proves itself to it.
+#[derive(Clone, Debug)]
+pub enum Trust {
+    /// By files.
+    Files {
+        /// Who vouches for the server.
+        roots: ServerRoots,
+        /// The file of the bearer token; read for each request, because kubelet renews it.
+        token: PathBuf,
+    },
+    /// By what is presented at the time of each request: a machine's, which has a token first and then a certificate.
+    Held(Arc<dyn Credentials>),
+}
+
 /// Whose token it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenOwner {
@@ -66,10 +81,8 @@ pub struct ClientOptions {
     pub address: String,
     /// The name that its certificate must hold, if not that of the address (`ALT_CA_HOSTNAME`).
     pub server_name: Option<String>,
-    /// Who vouches for it.
-    pub roots: ServerRoots,
-    /// The file of the bearer token; read for each request, because kubelet renews it.
-    pub token: PathBuf,
+    /// Who vouches for it, and how this side proves itself.
+    pub trust: Trust,
     /// Whose token that is.
     pub token_owner: TokenOwner,
     /// The name of this cluster (`CLUSTER_ID`).
@@ -105,10 +118,32 @@ pub struct CaClient {
     places: Semaphore,
 }
 
-/// A channel, and the roots that it was made under.
+/// A channel, and what it was made with.
 struct Connected {
-    roots: Vec<u8>,
+    tls: Tls,
     channel: Channel,
+}
+
+/// What the TLS of a channel is made of; another one makes another channel.
+#[derive(PartialEq, Eq)]
+enum Tls {
+    /// The roots of the system.
+    System,
+    /// Roots as PEM.
+    Roots(Vec<u8>),
+    /// Roots as PEM, and the client's certificate.
+    Mutual {
+        roots: String,
+        chain: String,
+        key: Secret,
+    },
+}
+
+/// What one request is made with.
+struct Access {
+    tls: Tls,
+    /// The bearer token, unless the certificate says enough.
+    token: Option<Secret>,
 }
 
 /// Why a certificate did not come, before it is joined with the identity that it was for.
@@ -120,8 +155,10 @@ enum CallError {
         path: PathBuf,
         error: io::Error,
     },
-    #[error("the token in {} is empty or holds characters that no token has", .0.display())]
-    Token(PathBuf),
+    #[error("the token is empty or holds characters that no token has")]
+    Token,
+    #[error(transparent)]
+    Credentials(#[from] NoCredentials),
     #[error("the roots in {} cannot be used: {error}", .path.display())]
     Roots {
         path: PathBuf,
@@ -184,8 +221,9 @@ impl CaClient {
     }
 
     async fn call(&self, request: &CertificateRequest) -> Result<IssuedCertificate, CallError> {
-        let channel = self.channel().await?;
-        let call = self.wire_request(request).await?;
+        let Access { tls, token } = self.access().await?;
+        let channel = self.channel(tls)?;
+        let call = self.wire_request(request, token)?;
         let mut client =
             IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
         let response = client
@@ -197,6 +235,31 @@ impl CaClient {
                 address: self.options.address.clone(),
                 error,
             }
+        })
+    }
+
+    /// What is known now: files are read anew, and whoever holds credentials is asked anew.
+    async fn access(&self) -> Result<Access, CallError> {
+        let (roots, token) = match &self.options.trust {
+            Trust::Held(credentials) => return Ok(credentials.present()?.into()),
+            Trust::Files { roots, token } => (roots, token),
+        };
+        let tls = match roots {
+            ServerRoots::System => Tls::System,
+            ServerRoots::File(path) => {
+                let content = read_file("roots", path).await?;
+                certificate::parse_pem(&content).map_err(|error| CallError::Roots {
+                    path: path.clone(),
+                    error,
+                })?;
+                Tls::Roots(content)
+            }
+        };
+        let token = String::from_utf8(read_file("token", token).await?);
+        let token = token.map(Secret::new).map_err(|_| CallError::Token)?;
+        Ok(Access {
+            tls,
+            token: Some(token),
         })
     }
 
@@ -215,9 +278,10 @@ impl CaClient {
         }
     }
 
-    async fn wire_request(
+    fn wire_request(
         &self,
         request: &CertificateRequest,
+        token: Option<Secret>,
     ) -> Result<Request<IstioCertificateRequest>, CallError> {
         let mut entries = Vec::new();
         if self.options.token_owner == TokenOwner::Node {
@@ -232,70 +296,78 @@ impl CaClient {
             metadata: Some(metadata(entries)),
         });
         call.set_timeout(CALL_TIMEOUT);
-        call.metadata_mut()
-            .insert("authorization", self.bearer().await?);
+        let headers = call.metadata_mut();
+        if let Some(token) = token {
+            headers.insert("authorization", bearer(&token)?);
+        }
         for (name, value) in &self.headers {
-            call.metadata_mut().insert(name.clone(), value.clone());
+            headers.insert(name.clone(), value.clone());
         }
         Ok(call)
     }
 
-    async fn bearer(&self) -> Result<MetadataValue<Ascii>, CallError> {
-        let path = &self.options.token;
-        let content = Zeroizing::new(read_file("token", path).await?);
-        let wrong = || CallError::Token(path.clone());
-        let token = std::str::from_utf8(&content).map_err(|_| wrong())?.trim();
-        if token.is_empty() {
-            return Err(wrong());
-        }
-        let header = Zeroizing::new(format!("Bearer {token}"));
-        let mut value = MetadataValue::try_from(header.as_str()).map_err(|_| wrong())?;
-        value.set_sensitive(true);
-        Ok(value)
-    }
-
-    /// The channel under the roots that the file holds now. Another content makes another channel; calls that run on
-    /// the old one end there.
-    async fn channel(&self) -> Result<Channel, CallError> {
-        let roots = match &self.options.roots {
-            ServerRoots::System => Vec::new(),
-            ServerRoots::File(path) => {
-                let content = read_file("roots", path).await?;
-                certificate::parse_pem(&content).map_err(|error| CallError::Roots {
-                    path: path.clone(),
-                    error,
-                })?;
-                content
-            }
-        };
+    /// The channel made with `tls`. Calls that run on an old one end there.
+    fn channel(&self, tls: Tls) -> Result<Channel, CallError> {
         let mut slot = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(connected) = slot.as_ref().filter(|connected| connected.roots == roots) {
+        if let Some(connected) = slot.as_ref().filter(|connected| connected.tls == tls) {
             return Ok(connected.channel.clone());
         }
-        let channel = self.connect(&roots)?;
+        let channel = self.connect(&tls)?;
         *slot = Some(Connected {
-            roots,
+            tls,
             channel: channel.clone(),
         });
         Ok(channel)
     }
 
-    fn connect(&self, roots: &[u8]) -> Result<Channel, CallError> {
-        let mut tls = ClientTlsConfig::new();
-        tls = match self.options.roots {
-            ServerRoots::System => tls.with_native_roots(),
-            ServerRoots::File(_) => tls.ca_certificate(Certificate::from_pem(roots)),
+    fn connect(&self, tls: &Tls) -> Result<Channel, CallError> {
+        let mut config = match tls {
+            Tls::System => ClientTlsConfig::new().with_native_roots(),
+            Tls::Roots(roots) => {
+                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(roots))
+            }
+            Tls::Mutual { roots, chain, key } => ClientTlsConfig::new()
+                .ca_certificate(Certificate::from_pem(roots))
+                .identity(TlsIdentity::from_pem(chain, key.expose())),
         };
         if let Some(name) = &self.options.server_name {
-            tls = tls.domain_name(name);
+            config = config.domain_name(name);
         }
-        let endpoint = self.endpoint.clone().tls_config(tls);
+        let endpoint = self.endpoint.clone().tls_config(config);
         let endpoint = endpoint.map_err(|error| CallError::Connect {
             address: self.options.address.clone(),
             error: error.to_string(),
         })?;
         Ok(endpoint.connect_lazy())
     }
+}
+
+impl From<Presented> for Access {
+    fn from(presented: Presented) -> Self {
+        let Presented { proof, roots } = presented;
+        match proof {
+            Proof::Token(token) => Self {
+                tls: Tls::Roots(roots.into_bytes()),
+                token: Some(token),
+            },
+            Proof::Certificate { chain, key } => Self {
+                tls: Tls::Mutual { roots, chain, key },
+                token: None,
+            },
+        }
+    }
+}
+
+fn bearer(token: &Secret) -> Result<MetadataValue<Ascii>, CallError> {
+    let token = token.expose().trim();
+    if token.is_empty() {
+        return Err(CallError::Token);
+    }
+    let header = Zeroizing::new(format!("Bearer {token}"));
+    let value = MetadataValue::try_from(header.as_str());
+    let mut value = value.map_err(|_| CallError::Token)?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 impl Issuer for CaClient {

@@ -1,6 +1,6 @@
 //! What the tests share: a cluster of pods and tokens, and the real service on a loopback port.
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io::Write as _,
     net::SocketAddr,
     sync::{Arc, Mutex},
@@ -19,8 +19,8 @@ use undermesh_identity::{
 use undermesh_model::{Identity, TrustDomain};
 
 use crate::{
-    access::{Access, PodPlace, Pods},
-    client::{CaClient, ClientOptions, ServerRoots, TokenOwner},
+    access::{Access, Machines, PodPlace, Pods},
+    client::{CaClient, ClientOptions, ServerRoots, TokenOwner, Trust},
     live::{Lifetimes, LiveAuthority},
     refusal::Counters,
     service::CertificateService,
@@ -47,6 +47,8 @@ pub(crate) fn request(identity: &str) -> CertificateRequest {
 pub(crate) struct Cluster {
     pub(crate) tokens: Mutex<HashMap<String, Caller>>,
     pub(crate) pods: Mutex<HashMap<String, PodPlace>>,
+    /// Accounts of machines that are registered, as `namespace/name`.
+    pub(crate) machines: Mutex<HashSet<String>>,
 }
 
 impl Cluster {
@@ -102,7 +104,34 @@ impl Pods for Cluster {
     }
 }
 
+impl Machines for Cluster {
+    fn is_registered<'a>(
+        &'a self,
+        namespace: &'a str,
+        service_account: &'a str,
+    ) -> BoxFuture<'a, Result<bool, String>> {
+        let account = format!("{namespace}/{service_account}");
+        let registered = self.machines.lock().unwrap().contains(&account);
+        std::future::ready(Ok(registered)).boxed()
+    }
+}
+
 impl Authenticator for Cluster {
+    fn certified<'a>(
+        &'a self,
+        identity: &'a Identity,
+    ) -> BoxFuture<'a, Result<Caller, CallerError>> {
+        let answer = match &*identity.service_account {
+            "revoked" => Err(CallerError::Invalid("the account is gone".to_owned())),
+            account => Ok(Caller {
+                namespace: identity.namespace.to_string(),
+                service_account: account.to_owned(),
+                pod: None,
+            }),
+        };
+        std::future::ready(answer).boxed()
+    }
+
     fn authenticate<'a>(
         &'a self,
         token: &'a str,
@@ -163,6 +192,7 @@ pub(crate) async fn serve(cluster: &Arc<Cluster>, lifetimes: Lifetimes) -> Serve
         node_accounts: ["undermesh-system/undermesh-node".parse().unwrap()].into(),
         authenticator: Arc::clone(cluster) as _,
         pods: Arc::clone(cluster) as _,
+        machines: Arc::clone(cluster) as _,
     };
     let service = CertificateService::new(access, Arc::clone(&authority));
     let counters = service.counters();
@@ -188,8 +218,10 @@ pub(crate) fn options(served: &Served, token: &NamedTempFile) -> ClientOptions {
     ClientOptions {
         address: format!("localhost:{}", served.address.port()),
         server_name: None,
-        roots: ServerRoots::File(served.roots.path().to_owned()),
-        token: token.path().to_owned(),
+        trust: Trust::Files {
+            roots: ServerRoots::File(served.roots.path().to_owned()),
+            token: token.path().to_owned(),
+        },
         token_owner: TokenOwner::Node,
         cluster: "Kubernetes".to_owned(),
         cert_signer: None,

@@ -17,6 +17,7 @@
 pub mod access;
 mod answer;
 pub mod bundle;
+pub mod callers;
 pub mod client;
 #[cfg(test)]
 mod fixtures;
@@ -31,8 +32,9 @@ pub mod serving;
 pub mod spire;
 pub mod wire;
 
-pub use access::{Access, NodeAccount, NodeAccountError, PodPlace, Pods};
-pub use client::{CaClient, ClientError, ClientOptions, ServerRoots, TokenOwner};
+pub use access::{Access, Machines, NodeAccount, NodeAccountError, PodPlace, Pods};
+pub use callers::OptionalCallers;
+pub use client::{CaClient, ClientError, ClientOptions, ServerRoots, TokenOwner, Trust};
 pub use keeper::{Keeper, KeeperError, KeeperOptions, RootStatus};
 pub use live::{Lifetimes, LiveAuthority};
 pub use refusal::{Counters, Reason, Refusal};

@@ -54,6 +54,11 @@ pub enum Refusal {
         /// Where the caller runs.
         node: String,
     },
+    /// The caller's certificate is that of no machine that is registered.
+    #[error(
+        "no machine of {0} is registered; connect for configuration first, which registers it again"
+    )]
+    Unregistered(Identity),
     /// The token could not be checked.
     #[error("{0}")]
     Unchecked(String),
@@ -82,6 +87,7 @@ impl Refusal {
             Self::NotNodeAgent { .. } => Reason::NotNodeAgent,
             Self::Pod { .. } => Reason::Pod,
             Self::NotOnNode { .. } => Reason::NotOnNode,
+            Self::Unregistered(_) => Reason::Unregistered,
             Self::Unchecked(_) => Reason::Unchecked,
             Self::Busy => Reason::Busy,
             Self::Csr { .. } => Reason::Csr,
@@ -118,6 +124,8 @@ pub enum Reason {
     Pod,
     /// The identity does not run on the caller's node.
     NotOnNode,
+    /// The certificate is that of no registered machine.
+    Unregistered,
     /// The token could not be checked.
     Unchecked,
     /// Too many calls at once.
@@ -130,12 +138,13 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Token,
         Self::Identity,
         Self::NotNodeAgent,
         Self::Pod,
         Self::NotOnNode,
+        Self::Unregistered,
         Self::Unchecked,
         Self::Busy,
         Self::Csr,
@@ -150,6 +159,7 @@ impl Reason {
             Self::NotNodeAgent => "not_node_agent",
             Self::Pod => "pod",
             Self::NotOnNode => "not_on_node",
+            Self::Unregistered => "unregistered",
             Self::Unchecked => "unchecked",
             Self::Busy => "busy",
             Self::Csr => "csr",

@@ -23,6 +23,9 @@ use crate::live::Lifetimes;
 
 /// How much longer than a certificate's life each step lasts, for replicas that learn of it late.
 pub const MARGIN: Duration = Duration::from_secs(60 * 60);
+/// The margin is at most this part of that life, so that a mesh of short certificates does not rotate for hours.
+/// A replica that is cut off from the API server cannot check tokens, and soon signs no more.
+const MARGIN_PART: u32 = 4;
 /// The part of a root's life that is left when it is replaced, as in istiod.
 const RENEWED_BEFORE: u32 = 5;
 /// A rotation takes two overlaps; it starts early enough to end before the old root does.
@@ -126,7 +129,8 @@ pub struct Overlap(Duration);
 
 impl From<Lifetimes> for Overlap {
     fn from(lifetimes: Lifetimes) -> Self {
-        Self(lifetimes.max.saturating_add(MARGIN))
+        let margin = MARGIN.min(lifetimes.max / MARGIN_PART);
+        Self(lifetimes.max.saturating_add(margin))
     }
 }
 
@@ -294,6 +298,16 @@ mod tests {
         assert_eq!(step(&retiring, second - 1, Wish::Now, 2), None);
         let done = step(&retiring, second, Wish::InTime, 2).unwrap();
         assert_eq!(done, Roots::steady(POOL[1].clone()));
+    }
+
+    #[test]
+    fn short_certificates_make_short_rotations() {
+        let lifetimes = |max| Lifetimes { default: max, max };
+        assert_eq!(Overlap::from(lifetimes(hours(48))).0, hours(49));
+        assert_eq!(
+            Overlap::from(lifetimes(hours(2))).0,
+            hours(2) + hours(1) / 2
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use prost_types::value::Kind;
 use tokio::{sync::Semaphore, time::timeout};
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 use undermesh_identity::{
-    CertificateRequest, IssueError, IssuedCertificate, certificate,
+    Caller, CertificateRequest, IssueError, IssuedCertificate, PeerCertificate, certificate,
     csr::{self, MAX_REQUEST_PEM_BYTES},
 };
 use undermesh_model::Identity;
@@ -38,6 +38,7 @@ pub const IMPERSONATED_IDENTITY: &str = "ImpersonatedIdentity";
 pub const CLUSTER_HEADER: &str = "clusterid";
 
 const MAX_CLUSTER_BYTES: usize = 256;
+const AUTHORIZATION: &str = "authorization";
 
 /// The certificate service.
 pub struct CertificateService {
@@ -73,11 +74,12 @@ impl CertificateService {
     async fn answer(
         &self,
         headers: &MetadataMap,
+        peer: Option<&PeerCertificate>,
         call: IstioCertificateRequest,
     ) -> Result<(Identity, IssuedCertificate), Refusal> {
         let _waiting = self.waiting.try_acquire().map_err(|_| Refusal::Busy)?;
         let _running = self.running.acquire().await.map_err(|_| Refusal::Busy)?;
-        let identity = self.authorize(headers, &call).await?;
+        let identity = self.authorize(headers, peer, &call).await?;
         let issued = self.sign(&identity, call).await?;
         Ok((identity, issued))
     }
@@ -85,18 +87,35 @@ impl CertificateService {
     async fn authorize(
         &self,
         headers: &MetadataMap,
+        peer: Option<&PeerCertificate>,
         call: &IstioCertificateRequest,
     ) -> Result<Identity, Refusal> {
-        let (token, cluster) = (bearer_token(headers)?, cluster(headers)?);
-        let caller = timeout(AUTHENTICATION_TIMEOUT, self.access.caller(token, cluster))
+        let caller = timeout(AUTHENTICATION_TIMEOUT, self.caller(headers, peer))
             .await
             .map_err(|_| {
                 Refusal::Unchecked(format!(
-                    "the token was not checked within {} seconds",
+                    "the caller was not checked within {} seconds",
                     AUTHENTICATION_TIMEOUT.as_secs()
                 ))
             })??;
         self.access.grant(&caller, impersonated(call)?)
+    }
+
+    /// A token counts before a certificate.
+    async fn caller(
+        &self,
+        headers: &MetadataMap,
+        peer: Option<&PeerCertificate>,
+    ) -> Result<Caller, Refusal> {
+        match peer {
+            Some(PeerCertificate(identity)) if !headers.contains_key(AUTHORIZATION) => {
+                self.access.machine(identity).await
+            }
+            _ => {
+                let (token, cluster) = (bearer_token(headers)?, cluster(headers)?);
+                self.access.caller(token, cluster).await
+            }
+        }
     }
 
     async fn sign(
@@ -140,8 +159,8 @@ impl IstioCertificateService for CertificateService {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let peer = request.remote_addr();
-        let (headers, _, call) = request.into_parts();
-        match self.answer(&headers, call).await {
+        let (headers, extensions, call) = request.into_parts();
+        match self.answer(&headers, extensions.get(), call).await {
             Ok((identity, issued)) => {
                 self.counters.count_signed();
                 tracing::debug!(%identity, ?peer, "certificate signed");
@@ -169,7 +188,7 @@ fn response(issued: &IssuedCertificate) -> IstioCertificateResponse {
 
 /// The one bearer token of a call (RFC 6750, section 2.1).
 fn bearer_token(headers: &MetadataMap) -> Result<&str, Refusal> {
-    let mut values = headers.get_all("authorization").iter();
+    let mut values = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else {
         return Err(Refusal::Token);
     };

@@ -16,6 +16,7 @@ const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const LINK_UPDATE: libc::c_long = 29;
+const LINK_DETACH: libc::c_long = 34;
 
 /// The fields of `union bpf_attr` for `BPF_OBJ_GET`.
 #[repr(C)]
@@ -45,6 +46,13 @@ struct UpdateAttributes {
     program: u32,
     flags: u32,
     old_program: u32,
+}
+
+/// The fields of `union bpf_attr` for `BPF_LINK_DETACH`.
+#[repr(C)]
+#[derive(Default)]
+struct DetachAttributes {
+    link: u32,
 }
 
 /// The fields of `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
@@ -95,6 +103,14 @@ impl PinnedLink {
             ..UpdateAttributes::default()
         };
         call(LINK_UPDATE, &mut attributes).map(drop)
+    }
+
+    /// Ends the attachment before it returns (kernel 5.9); with the last pin alone it would end some time later.
+    pub(crate) fn detach(&self) -> io::Result<()> {
+        let mut attributes = DetachAttributes {
+            link: number(self.0.as_fd()),
+        };
+        call(LINK_DETACH, &mut attributes).map(drop)
     }
 
     /// The inode number of the cgroup that a cgroup link is attached to; `None` when that cgroup is gone.

@@ -1,4 +1,4 @@
-//! Enrollment and release of pods, in the order that leaves no moment of half capture.
+//! Enrollment and release of pods and of the machine itself, in the order that leaves no moment of half capture.
 //!
 //! Enrolling: listeners, settings, routes ([`Capture::prepare`]); then the caller gets the identity and
 //! serves; then inbound and, last, outbound capture ([`Capture::activate`]). The last step is one write
@@ -7,29 +7,28 @@
 //! pod that the next one finishes or undoes ([`Capture::recover`]).
 use std::{
     collections::BTreeMap,
-    net::TcpListener,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use aya::maps::MapError;
 use undermesh_abi::{MAX_PODS, Pod};
 
 use crate::{
+    announcements::Announcements,
     counters::{Counters, Counts},
     destinations::Destinations,
     enrolled::{EnrolledPod, Phase, Prepared},
-    enrollment::Enrollment,
+    enrollment::{Enrollment, Scope},
     error::{CaptureError, Problem},
-    features,
-    listeners::{self, WorkerListeners},
+    features::{self, Devices},
+    ground::{Ground, Ready},
     log::KernelLog,
-    netlink::Netlink,
+    machine,
     netns::{Netns, NetnsError},
-    pod::{self, Life},
+    pod::{self, Life, Taken},
     probes::{self, Probes},
-    programs::{Pins, Programs},
-    routes::{self, Addresses},
+    programs::{self, ANNOUNCED, Pins, Programs},
+    routes::Addresses,
     state::{Intent, PodState, Store},
     sysctl::{Previous, Sysctls},
 };
@@ -39,7 +38,8 @@ use crate::{
 pub struct Settings {
     /// A mounted BPF file system; everything is pinned in `undermesh` below it.
     pub bpffs: PathBuf,
-    /// The cgroup v2 folder above the pods.
+    /// The cgroup v2 folder above the pods; for a machine that of its workload, such as
+    /// `/sys/fs/cgroup/mesh.slice`, in which the agent must not be.
     pub cgroup: PathBuf,
     /// Where the state of the pods is kept.
     pub state_dir: PathBuf,
@@ -47,6 +47,8 @@ pub struct Settings {
     pub proc: PathBuf,
     /// Number of workers that accept connections, each with its own listeners; at least one.
     pub workers: usize,
+    /// What the kernel shows to `sk_lookup`.
+    pub devices: Devices,
 }
 
 /// What [`Capture::recover`] found.
@@ -61,9 +63,13 @@ pub struct Recovery {
 /// Capture on one node.
 pub struct Capture {
     pins: Pins,
-    sysctls: Sysctls,
-    workers: usize,
+    cgroup: PathBuf,
+    /// The agent's own namespace, which is a machine's.
+    own: Netns,
+    ground: Ground,
     destinations: Destinations,
+    devices: Devices,
+    announcements: Option<Announcements>,
     outbound_mark: u32,
     /// Changes are made one at a time.
     inner: Mutex<Inner>,
@@ -83,15 +89,10 @@ struct Entry {
     previous: Previous,
 }
 
-/// What was opened in a namespace.
-struct Ready {
-    addresses: Addresses,
-    listeners: Vec<WorkerListeners>,
-    plaintext: Vec<TcpListener>,
-}
-
 impl Capture {
     /// Checks the node, and loads the programs or takes over those of an earlier agent.
+    ///
+    /// The calling thread must be in the agent's own network namespace.
     ///
     /// # Errors
     /// When the node lacks something (the error names it and the remedy), or another agent is running.
@@ -100,10 +101,21 @@ impl Capture {
         let store = Store::open(&settings.state_dir)?;
         let pins = Pins::new(&settings.bpffs);
         let programs = Programs::load(&pins, &settings.cgroup)?;
+        let announcements = match settings.devices {
+            Devices::Seen => None,
+            Devices::Unseen => Some(Announcements::open(&pins.maps().join(ANNOUNCED))?),
+        };
         Ok(Self {
             pins,
-            sysctls: Sysctls::new(&settings.proc),
-            workers: settings.workers.max(1),
+            devices: settings.devices,
+            announcements,
+            own: Netns::own()?,
+            ground: Ground::new(
+                Sysctls::new(&settings.proc),
+                settings.workers,
+                settings.cgroup.clone(),
+            ),
+            cgroup: settings.cgroup,
             destinations: Destinations::new(programs.pending().map_err(CaptureError::Network)?),
             outbound_mark: programs.outbound_mark(),
             inner: Mutex::new(Inner {
@@ -118,6 +130,11 @@ impl Capture {
     /// The destinations of captured connections.
     pub fn destinations(&self) -> Destinations {
         self.destinations.clone()
+    }
+
+    /// Where connections to applications must be announced; `None` where the kernel knows them itself.
+    pub fn announcements(&self) -> Option<Announcements> {
+        self.announcements.clone()
     }
 
     /// The messages of the kernel programs; the first call alone gets them.
@@ -144,13 +161,34 @@ impl Capture {
         probes::set(&mut self.lock().programs, &self.pins, probes)
     }
 
-    /// Opens the listeners of a pod and makes its namespace ready. Blocks for some milliseconds.
+    /// Follows the cgroup of the settings: where another one is at its path now, since systemd makes a slice anew with
+    /// each start, capture moves there. The listeners of a machine are compared with the kernel's list once more.
+    ///
+    /// Connections made and accepted in the new cgroup before this call stay as they are. Have the agent's unit require
+    /// the slice, so that it never stops.
+    ///
+    /// # Errors
+    /// When the cgroup cannot be opened, or the kernel refuses.
+    pub fn follow_cgroup(&self) -> Result<(), CaptureError> {
+        let mut inner = self.lock();
+        inner.programs.attach(&self.pins, &self.cgroup)?;
+        let machine = inner.pods.values().find(|entry| entry.is_active_machine());
+        let Some(netns) = machine.map(|entry| entry.pod.clone()) else {
+            return Ok(());
+        };
+        machine::watch(&mut inner.programs, &self.pins, &self.cgroup, netns.netns())
+    }
+
+    /// Opens the listeners of a pod or machine and makes its namespace ready. Blocks for some milliseconds.
+    ///
+    /// Of a machine, connections that stay on it are left alone: over loopback, and those that its own processes make
+    /// to its own addresses.
     ///
     /// # Errors
     /// [`CaptureError::AlreadyEnrolled`] carries the pod when it is enrolled just so;
     /// [`CaptureError::Conflict`] when its name or namespace is taken. After any error nothing is left behind.
     pub fn prepare(&self, enrollment: &Enrollment) -> Result<Prepared, CaptureError> {
-        let netns = Netns::open(enrollment.netns())?;
+        let netns = self.open_netns(enrollment.scope())?;
         let mut inner = self.lock();
         inner.check_free(enrollment, netns.cookie())?;
         inner.sweep(&self.pins)?;
@@ -160,15 +198,15 @@ impl Capture {
         // A pod that could not be recovered has its settings changed already.
         let previous = match inner.store.previous(netns.cookie()) {
             Some(previous) => previous,
-            None => netns.run(|| self.sysctls.read())??,
+            None => self.ground.survey(enrollment.scope(), &netns)?,
         };
         inner
             .store
             .save(netns.cookie(), Intent::Enroll, enrollment, &previous)?;
-        match self.set_up(enrollment, &netns) {
+        match self.ground.set_up(enrollment, &netns) {
             Ok(ready) => Ok(self.enter(&mut inner, enrollment, netns, ready, previous)),
             Err(error) => {
-                if let Err(error) = self.undo(&netns, &previous) {
+                if let Err(error) = self.ground.undo(enrollment.scope(), &netns, &previous) {
                     tracing::warn!(pod = %enrollment, %error, "cannot put the namespace back");
                 }
                 inner.store.remove(netns.cookie())?;
@@ -188,7 +226,20 @@ impl Capture {
         if inner.entry(cookie)?.phase != Phase::Prepared {
             return Err(CaptureError::AlreadyEnrolled(pod));
         }
-        pod::attach(&self.pins, pod.netns(), &prepared.plaintext)?;
+        let taken = match pod.enrollment().scope() {
+            Scope::Pod(_) => Taken::All,
+            Scope::Machine(_) => {
+                machine::watch(&mut inner.programs, &self.pins, &self.cgroup, pod.netns())?;
+                Taken::Noted
+            }
+        };
+        pod::attach(
+            &self.pins,
+            pod.netns(),
+            &prepared.plaintext,
+            taken,
+            self.devices,
+        )?;
         inner
             .programs
             .pods
@@ -213,7 +264,9 @@ impl Capture {
         let mut inner = self.lock();
         inner.deactivate(&self.pins, cookie)?;
         let entry = inner.entry(cookie)?;
-        self.undo(entry.pod.netns(), &entry.previous)?;
+        let scope = entry.pod.enrollment().scope();
+        self.ground
+            .undo(scope, entry.pod.netns(), &entry.previous)?;
         inner.retire(&self.pins, cookie)?;
         inner.store.remove(cookie)?;
         inner.pods.remove(&cookie);
@@ -281,11 +334,12 @@ impl Capture {
             previous,
             ..
         } = state;
-        let netns = Netns::open(enrollment.netns())
+        let netns = self
+            .open_netns(enrollment.scope())
             .ok()
             .filter(|netns| netns.cookie() == cookie);
         match (intent, netns) {
-            (Intent::Enroll, Some(netns)) => match self.set_up(&enrollment, &netns) {
+            (Intent::Enroll, Some(netns)) => match self.ground.set_up(&enrollment, &netns) {
                 Ok(ready) => {
                     let prepared = self.enter(inner, &enrollment, netns, ready, previous);
                     recovery.prepared.push(prepared);
@@ -303,7 +357,7 @@ impl Capture {
             (Intent::Release, netns) => {
                 inner.uncapture(&self.pins, cookie)?;
                 if let Some(netns) = netns {
-                    self.undo(&netns, &previous)?;
+                    self.ground.undo(enrollment.scope(), &netns, &previous)?;
                 }
                 inner.retire(&self.pins, cookie)?;
                 inner.store.remove(cookie)?;
@@ -312,45 +366,11 @@ impl Capture {
         Ok(())
     }
 
-    /// Puts a namespace back as it was before enrollment.
-    fn undo(&self, netns: &Netns, previous: &Previous) -> Result<(), CaptureError> {
-        flatten(netns.run(|| -> Result<(), CaptureError> {
-            let netlink = Netlink::open().map_err(CaptureError::Network)?;
-            for family in routes::FAMILIES {
-                routes::remove(&netlink, family).map_err(CaptureError::Network)?;
-            }
-            Ok(self.sysctls.restore(previous)?)
-        }))
-    }
-
-    /// Makes a namespace ready; everything in it may be there already from an earlier agent.
-    fn set_up(&self, enrollment: &Enrollment, netns: &Netns) -> Result<Ready, CaptureError> {
-        flatten(netns.run(|| {
-            let netlink = Netlink::open().map_err(CaptureError::Network)?;
-            routes::raise_loopback(&netlink).map_err(CaptureError::Network)?;
-            let addresses = routes::addresses(&netlink).map_err(CaptureError::Network)?;
-            if addresses.all().is_empty() {
-                return Err(CaptureError::NoAddress(enrollment.clone()));
-            }
-            let listeners = listeners::open(&addresses, self.workers)?;
-            self.sysctls.apply()?;
-            for family in addresses.families() {
-                routes::add(&netlink, family).map_err(CaptureError::Network)?;
-            }
-            let first = listeners
-                .first()
-                .into_iter()
-                .flat_map(|worker| &worker.plaintext);
-            let plaintext = first
-                .map(TcpListener::try_clone)
-                .collect::<Result<_, _>>()
-                .map_err(CaptureError::Network)?;
-            Ok(Ready {
-                addresses,
-                listeners,
-                plaintext,
-            })
-        }))
+    fn open_netns(&self, scope: &Scope) -> Result<Netns, NetnsError> {
+        match scope {
+            Scope::Pod(path) => Netns::open(path),
+            Scope::Machine(_) => self.own.try_clone(),
+        }
     }
 
     /// Takes a namespace that is ready into the table.
@@ -383,6 +403,12 @@ impl Capture {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    fn is_active_machine(&self) -> bool {
+        self.phase == Phase::Active && matches!(self.pod.enrollment().scope(), Scope::Machine(_))
     }
 }
 
@@ -425,13 +451,14 @@ impl Inner {
         Ok(())
     }
 
-    /// Takes the map entry away, then the program; either may be gone already.
+    /// Takes the map entry away, then the programs; any may be gone already.
     fn uncapture(&mut self, pins: &Pins, cookie: u64) -> Result<(), CaptureError> {
-        match self.programs.pods.remove(&cookie) {
-            Err(error) if !is_missing(&error) => return Err(error.into()),
-            _ => {}
+        programs::absent_is_fine(self.programs.pods.remove(&cookie))?;
+        pod::detach(pins, cookie)?;
+        if machine::is_machine(&self.programs, cookie)? {
+            machine::release(&mut self.programs, pins)?;
         }
-        Ok(pod::detach(pins, cookie)?)
+        Ok(())
     }
 
     /// Removes what is pinned for a pod, keeping its counts.
@@ -477,18 +504,6 @@ fn kernel_entry(addresses: &Addresses) -> Pod {
             .map(|address| std::net::IpAddr::from(address).into())
             .unwrap_or_default(),
     }
-}
-
-fn is_missing(error: &MapError) -> bool {
-    match error {
-        MapError::KeyNotFound | MapError::ElementNotFound => true,
-        MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::ENOENT),
-        _ => false,
-    }
-}
-
-fn flatten<T>(result: Result<Result<T, CaptureError>, NetnsError>) -> Result<T, CaptureError> {
-    result?
 }
 
 #[cfg(test)]

@@ -17,6 +17,9 @@ pub struct Counters {
     pub inbound_refused: u64,
     /// Inbound plain connections left alone because they are probes.
     pub probes: u64,
+    /// Sockets of the machine's slice that could not be noted: `bind()` was refused, or, where the kernel chose
+    /// the port in `listen()`, connections to it go past the mesh.
+    pub unnoted: u64,
 }
 
 /// A value for each slot of [`Counter`].
@@ -53,6 +56,7 @@ impl From<Counts> for Counters {
             inbound_assigned: counts.get(Counter::InboundAssigned),
             inbound_refused: counts.get(Counter::InboundRefused),
             probes: counts.get(Counter::Probes),
+            unnoted: counts.get(Counter::Unnoted),
         }
     }
 }

@@ -1,10 +1,13 @@
-//! Who a pod is: what the caller of `enroll` says of it.
+//! Who a pod or a machine is: what the caller of `enroll` says of it.
 use std::{
     fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
+
+use crate::netns;
 
 /// Longest namespace name: a DNS label (RFC 1123).
 const MAX_LABEL: usize = 63;
@@ -13,14 +16,69 @@ const MAX_SUBDOMAIN: usize = 253;
 /// Longest path, as the kernel's `PATH_MAX`.
 const MAX_PATH: usize = 4096;
 
-/// A pod to be enrolled: its network namespace and its names, which are checked.
+/// A pod or machine to be enrolled: what is captured of it and its names, which are checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Fields", into = "Fields")]
 pub struct Enrollment {
-    netns: PathBuf,
+    scope: Scope,
     namespace: String,
     name: String,
     service_account: String,
+}
+
+/// What is captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All that a pod does in the network namespace at this absolute path.
+    Pod(PathBuf),
+    /// What the processes of one cgroup do in the agent's own network namespace: a machine outside Kubernetes.
+    Machine(MachineAddresses),
+}
+
+/// The addresses by which the mesh knows a machine, of the many that it may have: one at least, and one of each
+/// family at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MachineAddresses {
+    ipv4: Option<Ipv4Addr>,
+    ipv6: Option<Ipv6Addr>,
+}
+
+impl MachineAddresses {
+    /// The addresses, IPv4 first.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let ipv4 = self.ipv4.map(IpAddr::from);
+        ipv4.into_iter().chain(self.ipv6.map(IpAddr::from))
+    }
+
+    fn new(addresses: impl IntoIterator<Item = IpAddr>) -> Result<Self, EnrollmentError> {
+        let (mut ipv4, mut ipv6) = (None, None);
+        for address in addresses {
+            let earlier = match address {
+                IpAddr::V4(v4) => ipv4.replace(v4).is_some(),
+                IpAddr::V6(v6) => ipv6.replace(v6).is_some(),
+            };
+            if earlier || !is_reachable(address) {
+                return Err(addresses_error(address.to_string()));
+            }
+        }
+        if ipv4.is_none() && ipv6.is_none() {
+            return Err(addresses_error(String::new()));
+        }
+        Ok(Self { ipv4, ipv6 })
+    }
+}
+
+/// Whether others can reach a machine by this address.
+fn is_reachable(address: IpAddr) -> bool {
+    !(address.is_loopback() || address.is_unspecified() || address.is_multicast())
+}
+
+fn addresses_error(value: String) -> EnrollmentError {
+    EnrollmentError {
+        field: "address",
+        value,
+        wanted: "one address of the machine for each family, by which others reach it",
+    }
 }
 
 /// A value of an enrollment that is not acceptable.
@@ -52,20 +110,56 @@ impl Enrollment {
                 wanted: "an absolute path",
             });
         }
+        Self::of(Scope::Pod(netns), namespace, name, service_account)
+    }
+
+    /// Checks and keeps the names of the machine that the agent runs on, and the addresses by which the mesh knows it.
+    ///
+    /// Its processes are those of the cgroup in [`Settings`](crate::Settings), in the agent's own network namespace. A
+    /// socket belongs to the cgroup in which it was made, for good: a process that is moved into the cgroup keeps
+    /// its old sockets outside, and a socket unit of systemd's needs `Slice=` as its service does.
+    ///
+    /// # Errors
+    /// When a name is not one that Kubernetes takes, or there is not one address of each family at most, or one
+    /// that nobody can reach.
+    pub fn machine(
+        addresses: impl IntoIterator<Item = IpAddr>,
+        namespace: &str,
+        name: &str,
+        service_account: &str,
+    ) -> Result<Self, EnrollmentError> {
+        let scope = Scope::Machine(MachineAddresses::new(addresses)?);
+        Self::of(scope, namespace, name, service_account)
+    }
+
+    fn of(
+        scope: Scope,
+        namespace: &str,
+        name: &str,
+        service_account: &str,
+    ) -> Result<Self, EnrollmentError> {
         check("namespace", namespace, MAX_LABEL)?;
         check("name", name, MAX_SUBDOMAIN)?;
         check("service account", service_account, MAX_SUBDOMAIN)?;
         Ok(Self {
-            netns,
+            scope,
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             service_account: service_account.to_owned(),
         })
     }
 
-    /// The path of the pod's network namespace.
+    /// What is captured.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// The path of the network namespace; for a machine the agent's own.
     pub fn netns(&self) -> &Path {
-        &self.netns
+        match &self.scope {
+            Scope::Pod(path) => path,
+            Scope::Machine(_) => Path::new(netns::OWN),
+        }
     }
 
     /// The Kubernetes namespace.
@@ -73,19 +167,23 @@ impl Enrollment {
         &self.namespace
     }
 
-    /// The pod's name.
+    /// The name of the pod or machine.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The service account, which gives the pod its identity.
+    /// The service account, which gives the identity.
     pub fn service_account(&self) -> &str {
         &self.service_account
     }
 
     /// Whether both say that they are the same pod under the same identity, wherever its namespace is.
     pub(crate) fn is_same_pod(&self, other: &Self) -> bool {
-        self.has_same_name(other) && self.service_account == other.service_account
+        let same_scope = match (&self.scope, &other.scope) {
+            (Scope::Pod(_), Scope::Pod(_)) => true,
+            (one, another) => one == another,
+        };
+        same_scope && self.has_same_name(other) && self.service_account == other.service_account
     }
 
     pub(crate) fn has_same_name(&self, other: &Self) -> bool {
@@ -124,11 +222,14 @@ fn check(field: &'static str, value: &str, longest: usize) -> Result<(), Enrollm
     })
 }
 
-/// The form in a state file.
+/// The form in a state file: with a path for a pod, with addresses for a machine.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Fields {
-    netns: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    netns: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    machine_addresses: Vec<IpAddr>,
     namespace: String,
     name: String,
     service_account: String,
@@ -138,25 +239,42 @@ impl TryFrom<Fields> for Enrollment {
     type Error = EnrollmentError;
 
     fn try_from(fields: Fields) -> Result<Self, Self::Error> {
-        Self::new(
-            fields.netns,
-            &fields.namespace,
-            &fields.name,
-            &fields.service_account,
-        )
+        let Fields {
+            netns,
+            machine_addresses,
+            namespace,
+            name,
+            service_account,
+        } = fields;
+        match netns {
+            Some(netns) if machine_addresses.is_empty() => {
+                Self::new(netns, &namespace, &name, &service_account)
+            }
+            Some(netns) => Err(EnrollmentError {
+                field: "netns",
+                value: netns.to_string_lossy().into_owned(),
+                wanted: "either the path of a pod's namespace or the addresses of a machine",
+            }),
+            None => Self::machine(machine_addresses, &namespace, &name, &service_account),
+        }
     }
 }
 
 impl From<Enrollment> for Fields {
     fn from(enrollment: Enrollment) -> Self {
         let Enrollment {
-            netns,
+            scope,
             namespace,
             name,
             service_account,
         } = enrollment;
+        let (netns, machine_addresses) = match scope {
+            Scope::Pod(path) => (Some(path), Vec::new()),
+            Scope::Machine(addresses) => (None, addresses.iter().collect()),
+        };
         Self {
             netns,
+            machine_addresses,
             namespace,
             name,
             service_account,
@@ -187,5 +305,43 @@ mod tests {
             assert!(error.to_string().contains("; give "), "{error}");
         }
         assert!(Enrollment::new("/a", &"n".repeat(64), "web", "sa").is_err());
+    }
+
+    fn addresses(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_machine_has_one_address_of_a_family() {
+        let machine = |texts: &[&str]| Enrollment::machine(addresses(texts), "vms", "db-0", "db");
+        for good in [&["10.0.0.1"][..], &["fd00::1"], &["fd00::1", "10.0.0.1"]] {
+            assert!(machine(good).is_ok(), "{good:?}");
+        }
+        for bad in [
+            &[][..],
+            &["10.0.0.1", "10.0.0.2"],
+            &["127.0.0.1"],
+            &["::"],
+            &["224.0.0.1"],
+        ] {
+            assert!(machine(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn both_kinds_are_kept_on_disk_and_files_of_earlier_releases_are_read() {
+        let pod = Enrollment::new("/run/netns/a", "shop", "web-0", "web").unwrap();
+        let machine =
+            Enrollment::machine(addresses(&["10.0.0.1", "fd00::1"]), "vms", "db-0", "db").unwrap();
+        for enrollment in [&pod, &machine] {
+            let text = serde_json::to_string(enrollment).unwrap();
+            let read: Enrollment = serde_json::from_str(&text).unwrap();
+            assert_eq!(&read, enrollment);
+        }
+        let old =
+            r#"{"netns":"/run/netns/a","namespace":"shop","name":"web-0","serviceAccount":"web"}"#;
+        assert_eq!(serde_json::from_str::<Enrollment>(old).unwrap(), pod);
+        let neither = r#"{"namespace":"shop","name":"web-0","serviceAccount":"web"}"#;
+        assert!(serde_json::from_str::<Enrollment>(neither).is_err());
     }
 }

@@ -1,11 +1,13 @@
 //! What can go wrong with enrollment and release.
-use std::io;
+use std::{io, net::IpAddr};
 
 use aya::maps::MapError;
+use undermesh_abi::MACHINE_TABLE;
 
 use crate::{
     enrolled::EnrolledPod, enrollment::Enrollment, features::FeatureError, listeners::ListenError,
-    netns::NetnsError, programs::LoadError, state::StateError, sysctl::SysctlError,
+    netns::NetnsError, programs::LoadError, slice::SliceError, state::StateError,
+    sysctl::SysctlError,
 };
 
 /// Why a call of [`Capture`](crate::Capture) failed.
@@ -33,7 +35,7 @@ pub enum CaptureError {
     #[error("cannot use a map of the kernel programs: {0}; restart the agent")]
     Map(#[from] MapError),
     /// Routes, rules or sockets cannot be made.
-    #[error("cannot set up the pod's network namespace: {0}; run the agent with CAP_NET_ADMIN")]
+    #[error("cannot set up the network namespace: {0}; run the agent with CAP_NET_ADMIN")]
     Network(io::Error),
     /// The same pod is enrolled already, in the same namespace.
     #[error("{} is enrolled already; nothing is to be done", .0.enrollment())]
@@ -52,6 +54,17 @@ pub enum CaptureError {
     /// The pod's namespace has no address by which others could reach it.
     #[error("{0} has no address; enroll it after its network is set up")]
     NoAddress(Enrollment),
+    /// The machine does not have the address that it was enrolled with.
+    #[error("this machine has no address {0}; give one of those that `ip address` lists")]
+    ForeignAddress(IpAddr),
+    /// Somebody routes in the table that the agent needs.
+    #[error(
+        "the routing table {MACHINE_TABLE} of this machine is in use; move its routes and rules to another table"
+    )]
+    TableInUse,
+    /// The cgroup of the machine's processes cannot be used.
+    #[error(transparent)]
+    Slice(#[from] SliceError),
     /// The bound of pods on one node is reached.
     #[error("no room for more pods on this node; release some")]
     Full,

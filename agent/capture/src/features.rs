@@ -9,6 +9,30 @@ use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
 
 /// The oldest kernel that has everything: `bpf_get_netns_cookie` in `sock_ops` came last.
 const OLDEST: (u8, u8, u16) = (5, 15, 0);
+/// The kernel that brought `ingress_ifindex` of `struct bpf_sk_lookup`.
+const SIGHTED: (u8, u8, u16) = (5, 17, 0);
+
+/// Whether `sk_lookup` sees through which device a connection comes, by which it knows those that the agent makes to
+/// applications.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Devices {
+    /// Since Linux 5.17.
+    Seen,
+    /// Before: the agent announces each connection ([`Announcements`](crate::Announcements)).
+    Unseen,
+}
+
+impl Devices {
+    /// What this kernel shows. One that took the field over from a later release is taken for one without it, which is
+    /// only slower.
+    pub fn of_kernel() -> Self {
+        if is_at_least(SIGHTED) {
+            Self::Seen
+        } else {
+            Self::Unseen
+        }
+    }
+}
 
 /// Something that the node lacks.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +125,12 @@ pub(crate) fn refused(program: &'static str, source: ProgramError) -> FeatureErr
             "cgroup/connect hooks with bpf_get_netns_cookie (Linux 5.7) and socket storage (5.8)"
         }
         "getpeername4" | "getpeername6" => "cgroup/getpeername hooks (Linux 5.8)",
-        "file_destination" | "note_probe" => "sock_ops with bpf_get_netns_cookie (Linux 5.15)",
+        "note_bind4" | "note_bind6" => "cgroup/post_bind hooks (Linux 4.17)",
+        "forget_bind" => "cgroup/sock_release hooks (Linux 5.9)",
+        "note_found" | "forget_found" => "traffic classifiers with locks in maps (Linux 5.1)",
+        "file_destination" | "note_probe" | "note_listen" => {
+            "sock_ops with bpf_get_netns_cookie (Linux 5.15)"
+        }
         _ => "sk_lookup (Linux 5.9)",
     };
     FeatureError::Program {
@@ -112,14 +141,15 @@ pub(crate) fn refused(program: &'static str, source: ProgramError) -> FeatureErr
 }
 
 fn check_kernel() -> Result<(), FeatureError> {
-    let (major, minor, patch) = OLDEST;
-    if KernelVersion::current()
-        .is_ok_and(|kernel| kernel >= KernelVersion::new(major, minor, patch))
-    {
+    if is_at_least(OLDEST) {
         return Ok(());
     }
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     Err(FeatureError::Kernel(release.trim().to_owned()))
+}
+
+fn is_at_least((major, minor, patch): (u8, u8, u16)) -> bool {
+    KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(major, minor, patch))
 }
 
 fn check_capabilities() -> Result<(), FeatureError> {

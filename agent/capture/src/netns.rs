@@ -17,7 +17,9 @@ use nix::{
 use socket2::{Domain, Socket, Type};
 
 /// The namespace of the agent's own process.
-const OWN: &str = "/proc/self/ns/net";
+pub(crate) const OWN: &str = "/proc/self/ns/net";
+/// The namespace of the calling thread.
+const HERE: &str = "/proc/thread-self/ns/net";
 
 /// Why a network namespace could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +51,11 @@ pub enum NetnsError {
         /// What the system said.
         source: io::Error,
     },
+    /// The agent's own namespace cannot be told or opened again.
+    #[error(
+        "cannot use the agent's own network namespace: {0}; raise the limit of open files (ulimit -n)"
+    )]
+    Own(io::Error),
     /// No thread for the work inside could be started.
     #[error("cannot start a thread: {0}; raise the limit of threads (ulimit -u, pids.max)")]
     Thread(io::Error),
@@ -62,23 +69,39 @@ pub struct Netns {
     place: Place,
 }
 
-/// A path and the device and inode that it named; it does not keep the namespace alive.
+/// Where a namespace was found; it does not keep the namespace alive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    path: PathBuf,
-    identity: (u64, u64),
+pub(crate) enum Place {
+    /// A path, and the device and inode that it named.
+    At {
+        /// The path.
+        path: PathBuf,
+        /// The device and inode.
+        identity: (u64, u64),
+    },
+    /// The agent's own namespace, which lives as long as the agent.
+    Own,
 }
 
 impl Place {
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        match self {
+            Self::At { path, .. } => path,
+            Self::Own => Path::new(OWN),
+        }
     }
 
     /// Whether the path still names the namespace.
     pub(crate) fn holds(&self) -> bool {
-        open(&self.path)
-            .and_then(|file| identity(&file, &self.path))
-            .is_ok_and(|there| there == self.identity)
+        match self {
+            Self::At {
+                path,
+                identity: then,
+            } => open(path)
+                .and_then(|file| identity(&file, path))
+                .is_ok_and(|now| now == *then),
+            Self::Own => true,
+        }
     }
 }
 
@@ -107,7 +130,7 @@ impl Netns {
         if cookie == self::cookie().map_err(enter)? {
             return Err(host());
         }
-        let place = Place {
+        let place = Place::At {
             path: path.to_owned(),
             identity: inode,
         };
@@ -115,6 +138,26 @@ impl Netns {
             descriptor,
             cookie,
             place,
+        })
+    }
+
+    /// The namespace of the calling thread, which becomes the one of a machine.
+    pub(crate) fn own() -> Result<Self, NetnsError> {
+        let descriptor = open(Path::new(HERE))?.into();
+        let cookie = self::cookie().map_err(NetnsError::Own)?;
+        Ok(Self {
+            descriptor,
+            cookie,
+            place: Place::Own,
+        })
+    }
+
+    /// The same namespace, open once more.
+    pub(crate) fn try_clone(&self) -> Result<Self, NetnsError> {
+        Ok(Self {
+            descriptor: self.descriptor.try_clone().map_err(NetnsError::Own)?,
+            cookie: self.cookie,
+            place: self.place.clone(),
         })
     }
 

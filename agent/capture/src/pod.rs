@@ -1,4 +1,4 @@
-//! The program of one pod: `sk_lookup` in its network namespace, with a map of its listeners.
+//! The program of one pod or machine: `sk_lookup` in its network namespace, with a map of its listeners.
 use std::{
     fs, io,
     net::TcpListener,
@@ -15,16 +15,35 @@ use undermesh_abi::{LISTENER_IPV4, LISTENER_IPV6};
 use crate::{
     bpf::PinnedLink,
     counters::Counts,
-    features,
+    features::{self, Devices},
     netns::Netns,
-    programs::{self, LoadError, PROBERS, PROBES, Pins},
+    programs::{self, ANNOUNCED, LoadError, PORTS, PROBERS, PROBES, Pins},
 };
 
 const POD_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod.o"));
-const PROGRAM: &str = "assign_plaintext";
 const LISTENERS: &str = "LISTENERS";
 const COUNTS: &str = "COUNTS";
 const LINK: &str = "link";
+
+/// Which connections are handed to the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// All that come from outside.
+    All,
+    /// Those to sockets of the machine's slice.
+    Noted,
+}
+
+impl Taken {
+    fn program(self, devices: Devices) -> &'static str {
+        match (self, devices) {
+            (Self::All, Devices::Seen) => "assign_plaintext",
+            (Self::All, Devices::Unseen) => "assign_plaintext_blind",
+            (Self::Noted, Devices::Seen) => "assign_noted",
+            (Self::Noted, Devices::Unseen) => "assign_noted_blind",
+        }
+    }
+}
 
 /// Whether the namespace of a pinned pod is still there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +61,10 @@ pub(crate) fn attach(
     pins: &Pins,
     netns: &Netns,
     plaintext: &[TcpListener],
+    taken: Taken,
+    devices: Devices,
 ) -> Result<(), LoadError> {
+    let name = taken.program(devices);
     let folder = pins.pod(netns.cookie());
     programs::make_folder(&folder)?;
     let mut object = programs::load(POD_OBJECT, maps(pins, &folder))?;
@@ -51,16 +73,16 @@ pub(crate) fn attach(
         .map_mut(LISTENERS)
         .ok_or(LoadError::Incomplete(LISTENERS))?;
     assign(SockMap::try_from(map)?, plaintext)?;
-    let Some(Program::SkLookup(program)) = object.program_mut(PROGRAM) else {
-        return Err(LoadError::Incomplete(PROGRAM));
+    let Some(Program::SkLookup(program)) = object.program_mut(name) else {
+        return Err(LoadError::Incomplete(name));
     };
     program
         .load()
-        .map_err(|source| features::refused(PROGRAM, source))?;
+        .map_err(|source| features::refused(name, source))?;
     let descriptor = program
         .fd()
         .and_then(|descriptor| Ok(descriptor.try_clone()?))
-        .map_err(|source| programs::attaching(PROGRAM, source))?;
+        .map_err(|source| programs::attaching(name, source))?;
     programs::put_in_place(
         &folder.join(LINK),
         &descriptor,
@@ -69,18 +91,20 @@ pub(crate) fn attach(
             program
                 .attach(netns.as_fd())
                 .and_then(|id| program.take_link(id).map(FdLink::from))
-                .map_err(|source| programs::attaching(PROGRAM, source))
+                .map_err(|source| programs::attaching(name, source))
         },
     )
 }
 
 /// The maps of a pod's object: its own, and those that it shares with all others.
-fn maps(pins: &Pins, folder: &Path) -> [(&'static str, PathBuf); 4] {
+fn maps(pins: &Pins, folder: &Path) -> [(&'static str, PathBuf); 6] {
     [
         (LISTENERS, folder.join(LISTENERS)),
         (COUNTS, folder.join(COUNTS)),
         (PROBES, pins.maps().join(PROBES)),
         (PROBERS, pins.maps().join(PROBERS)),
+        (PORTS, pins.maps().join(PORTS)),
+        (ANNOUNCED, pins.maps().join(ANNOUNCED)),
     ]
 }
 
@@ -97,7 +121,7 @@ fn assign(mut map: SockMap<&mut MapData>, plaintext: &[TcpListener]) -> Result<(
 
 /// Detaches the program: from here on, inbound connections reach the applications as without a mesh.
 pub(crate) fn detach(pins: &Pins, cookie: u64) -> Result<(), LoadError> {
-    programs::remove_file(&pins.pod(cookie).join(LINK))
+    programs::remove_link(&pins.pod(cookie).join(LINK))
 }
 
 /// Detaches the program and removes its maps.

@@ -44,7 +44,7 @@ pub(crate) fn set(
         Some(cgroup) => {
             programs::attach(&mut programs.object, PROGRAM, pins, &Cgroup::open(cgroup)?)?
         }
-        None => programs::remove_file(&pins.links().join(PROGRAM))?,
+        None => programs::remove_link(&pins.links().join(PROGRAM))?,
     }
     Ok(allow(&mut programs.probers, addresses)?)
 }

@@ -19,9 +19,12 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray},
     pin::PinError,
-    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, ProgramFd, SockOps, links::FdLink},
+    programs::{
+        CgroupAttachMode, CgroupSock, CgroupSockAddr, ProgramError, ProgramFd, SockOps,
+        links::FdLink,
+    },
 };
-use undermesh_abi::{Address, LAYOUT, Pod, Settings};
+use undermesh_abi::{Address, Binding, LAYOUT, Pod, Port, Settings};
 
 use crate::{
     bpf::PinnedLink,
@@ -34,13 +37,18 @@ use crate::{
 const FOLDER: &str = "undermesh";
 const NODE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node.o"));
 /// The maps that are pinned, by their names in the object.
-const PINNED: [&str; 7] = [
-    "PODS", "PENDING", "ORIGINAL", "SETTINGS", "COUNTS", PROBES, PROBERS,
+const PINNED: [&str; 11] = [
+    "PODS", "PENDING", "ORIGINAL", "SETTINGS", "COUNTS", PROBES, PROBERS, "MACHINE", "BOUND",
+    PORTS, ANNOUNCED,
 ];
 /// Open connections of kubelet's: written by the node-wide object, read by those of the pods.
 pub(crate) const PROBES: &str = "PROBES";
 /// Addresses whose connections are taken for probes: written here, read by the pods' objects.
 pub(crate) const PROBERS: &str = "PROBERS";
+/// Where sockets of the machine's slice are bound: written by the node-wide object, read by the machine's.
+pub(crate) const PORTS: &str = "PORTS";
+/// Connections that the agent is making to applications: written by user space, read by the pods' objects.
+pub(crate) const ANNOUNCED: &str = "ANNOUNCED";
 /// In the order of attachment: what serves a captured connection is there before what captures.
 const PROGRAMS: [&str; 5] = [
     "file_destination",
@@ -154,11 +162,16 @@ pub(crate) struct Programs {
     pub(crate) pods: HashMap<MapData, u64, Pod>,
     /// Addresses whose connections are taken for probes.
     pub(crate) probers: HashMap<MapData, Address, u8>,
+    /// The cookie of the machine's own namespace.
+    pub(crate) machine: Array<MapData, u64>,
+    /// Where the sockets of the machine's slice are bound, by socket and by port.
+    pub(crate) bound: HashMap<MapData, u64, Binding>,
+    pub(crate) ports: HashMap<MapData, u32, Port>,
     counts: PerCpuArray<MapData, u64>,
     pending: OwnedFd,
     outbound_mark: u32,
     log: Option<KernelLog>,
-    /// Holds the program that notes probes, which is attached when kubelet is known.
+    /// Holds the programs that are attached later: for kubelet's probes, and for a machine's slice.
     pub(crate) object: Ebpf,
 }
 
@@ -176,12 +189,20 @@ impl Programs {
         Ok(Self {
             pods: HashMap::try_from(take(&mut object, "PODS")?)?,
             probers: HashMap::try_from(take(&mut object, PROBERS)?)?,
+            machine: Array::try_from(take(&mut object, "MACHINE")?)?,
+            bound: HashMap::try_from(take(&mut object, "BOUND")?)?,
+            ports: HashMap::try_from(take(&mut object, PORTS)?)?,
             counts: PerCpuArray::try_from(take(&mut object, "COUNTS")?)?,
             pending: duplicate(&pins.maps().join("PENDING"))?,
             outbound_mark,
             log,
             object,
         })
+    }
+
+    /// Attaches what is not attached to this cgroup yet.
+    pub(crate) fn attach(&mut self, pins: &Pins, cgroup: &Path) -> Result<(), LoadError> {
+        attach_all(&mut self.object, pins, cgroup)
     }
 
     /// The mark of the agent's own outgoing sockets.
@@ -203,6 +224,16 @@ impl Programs {
     pub(crate) fn counts(&self) -> Result<Counts, MapError> {
         Counts::read(&self.counts)
     }
+}
+
+/// Takes an absent entry for a removed one.
+pub(crate) fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    let absent = match &result {
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => true,
+        Err(MapError::SyscallError(error)) => error.io_error.raw_os_error() == Some(libc::ENOENT),
+        _ => false,
+    };
+    if absent { Ok(()) } else { result }
 }
 
 /// Takes a map out of an object whose programs are loaded: they name it by its descriptor until then.
@@ -258,6 +289,18 @@ fn pin_over(link: FdLink, path: &Path) -> Result<(), LoadError> {
         path: path.to_owned(),
         source,
     })
+}
+
+/// Detaches a pinned link and removes its pin; one that is gone already is as good.
+pub(crate) fn remove_link(path: &Path) -> Result<(), LoadError> {
+    let failed = |source| LoadError::Link {
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(link) = PinnedLink::open(path).map_err(failed)? {
+        link.detach().map_err(failed)?;
+    }
+    remove_file(path)
 }
 
 /// Removes a file or pin; one that is gone already is as good.
@@ -353,7 +396,7 @@ pub(crate) fn attach(
     put_in_place(
         &pins.links().join(name),
         &descriptor,
-        |link| Ok(link.cgroup()? == Some(cgroup.id)),
+        |link| cgroup.is_of(link),
         || program.attach(&cgroup.folder),
     )
 }
@@ -375,9 +418,14 @@ impl Cgroup {
         let id = folder.metadata().map_err(failed)?.ino();
         Ok(Self { folder, id })
     }
+
+    /// Whether a link is attached here.
+    pub(crate) fn is_of(&self, link: &PinnedLink) -> io::Result<bool> {
+        Ok(link.cgroup()? == Some(self.id))
+    }
 }
 
-/// A loaded program of one of the two kinds that attach to a cgroup.
+/// A loaded program of one of the kinds that attach to a cgroup.
 struct CgroupProgram<'a> {
     name: &'static str,
     kind: Kind<'a>,
@@ -385,6 +433,7 @@ struct CgroupProgram<'a> {
 
 enum Kind<'a> {
     Address(&'a mut CgroupSockAddr),
+    Socket(&'a mut CgroupSock),
     Operations(&'a mut SockOps),
 }
 
@@ -393,33 +442,41 @@ impl<'a> CgroupProgram<'a> {
         name: &'static str,
         program: &'a mut aya::programs::Program,
     ) -> Result<Self, LoadError> {
+        use aya::programs::Program;
         let kind = match program {
-            aya::programs::Program::CgroupSockAddr(program) => {
-                program
-                    .load()
-                    .map_err(|source| features::refused(name, source))?;
-                Kind::Address(program)
-            }
-            aya::programs::Program::SockOps(program) => {
-                // Attached anew to another cgroup, it is loaded already.
-                if program.fd().is_err() {
-                    program
-                        .load()
-                        .map_err(|source| features::refused(name, source))?;
-                }
-                Kind::Operations(program)
-            }
+            Program::CgroupSockAddr(program) => Kind::Address(program),
+            Program::CgroupSock(program) => Kind::Socket(program),
+            Program::SockOps(program) => Kind::Operations(program),
             _ => return Err(LoadError::Incomplete(name)),
         };
-        Ok(Self { name, kind })
+        let mut program = Self { name, kind };
+        // Attached anew to another cgroup, it is loaded already.
+        if program.own_descriptor().is_err() {
+            program
+                .load_kind()
+                .map_err(|source| features::refused(name, source))?;
+        }
+        Ok(program)
+    }
+
+    fn load_kind(&mut self) -> Result<(), ProgramError> {
+        match &mut self.kind {
+            Kind::Address(program) => program.load(),
+            Kind::Socket(program) => program.load(),
+            Kind::Operations(program) => program.load(),
+        }
+    }
+
+    fn own_descriptor(&self) -> Result<&ProgramFd, ProgramError> {
+        match &self.kind {
+            Kind::Address(program) => program.fd(),
+            Kind::Socket(program) => program.fd(),
+            Kind::Operations(program) => program.fd(),
+        }
     }
 
     fn descriptor(&self) -> Result<ProgramFd, LoadError> {
-        let descriptor = match &self.kind {
-            Kind::Address(program) => program.fd(),
-            Kind::Operations(program) => program.fd(),
-        };
-        descriptor
+        self.own_descriptor()
             .and_then(|descriptor| Ok(descriptor.try_clone()?))
             .map_err(|source| attaching(self.name, source))
     }
@@ -429,6 +486,10 @@ impl<'a> CgroupProgram<'a> {
         let mode = CgroupAttachMode::Single;
         let link = match &mut self.kind {
             Kind::Address(program) => program
+                .attach(cgroup, mode)
+                .and_then(|id| program.take_link(id))
+                .map(FdLink::try_from),
+            Kind::Socket(program) => program
                 .attach(cgroup, mode)
                 .and_then(|id| program.take_link(id))
                 .map(FdLink::try_from),

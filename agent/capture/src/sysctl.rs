@@ -1,4 +1,4 @@
-//! Kernel settings of a pod's namespace, and the values that they had before.
+//! Kernel settings of the namespace of a pod or machine, and the values that they had before.
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// What the agent sets in a pod's namespace.
+/// What the agent sets in the namespace.
 const WANTED: [(&str, &str, Need); 2] = [
     // Replies on connections that the agent makes from the client's address inherit the mark of the
     // request, and so the route back (Documentation/networking/ip-sysctl.rst).
@@ -23,7 +23,7 @@ enum Need {
     WherePresent,
 }
 
-/// Values from before the pod was enrolled, by name below `/proc/sys`.
+/// Values from before the enrollment, by name below `/proc/sys`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Previous(BTreeMap<String, String>);
@@ -31,7 +31,7 @@ pub(crate) struct Previous(BTreeMap<String, String>);
 /// A setting that could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot set {name} in the pod's network namespace: {source}; \
+    "cannot set {name} in the network namespace: {source}; \
      mount the host's /proc into the agent, writable, and name it with --proc (a privileged container has it)"
 )]
 pub struct SysctlError {

@@ -2,7 +2,7 @@
 //!
 //! Three kinds of events make it look: changes of the mount table (namespaces are bind mounts), changes of
 //! the folder of the path (inotify), and the end of the process (pidfd) where the path is
-//! `/proc/PID/ns/net`. A path that names another namespace counts as vanished.
+//! `/proc/PID/ns/net`. A path that names another namespace counts as vanished. The agent's own never does.
 
 use std::{collections::BTreeMap, fs::File, io, os::fd::OwnedFd, path::Path};
 
@@ -111,6 +111,9 @@ impl Task {
     }
 
     fn add(&mut self, cookie: u64, place: Place) {
+        if place == Place::Own {
+            return;
+        }
         if let Some(folder) = place.path().parent() {
             let events = AddWatchFlags::IN_DELETE
                 | AddWatchFlags::IN_MOVED_FROM

@@ -50,7 +50,7 @@ impl Document {
         Value::read(serde_norway::Deserializer::from_str(&self.text)).map_err(|error| {
             let line = error.location().map_or(1, |location| location.line());
             SyntaxError {
-                line: self.line + line.max(1) - 1,
+                line: self.in_file(line),
                 message: without_position(&error.to_string()),
             }
         })
@@ -76,8 +76,25 @@ impl Document {
         (0..=steps.len())
             .rev()
             .find_map(|length| find(&self.text, &steps[..length]))
-            .map_or(self.line, |line| self.line + line - 1)
+            .map_or(self.line, |line| self.in_file(line))
     }
+
+    /// The line of the file of a line of the text, from 1; the parser may point past the end.
+    fn in_file(&self, line: usize) -> usize {
+        self.line + line.clamp(1, lines(&self.text)) - 1
+    }
+}
+
+/// How many lines a text has, at least one. They end as in YAML 1.2, section 5.4: a carriage return alone counts, too.
+fn lines(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let ends = bytes.iter().enumerate().filter(|(at, byte)| match byte {
+        b'\n' => true,
+        b'\r' => bytes.get(at + 1) != Some(&b'\n'),
+        _ => false,
+    });
+    let is_open = !text.ends_with(['\n', '\r']);
+    (ends.count() + usize::from(is_open)).max(1)
 }
 
 /// serde_norway ends its messages in `at line 3 column 7`, which counts from the document's start.
@@ -355,6 +372,13 @@ mod tests {
             split_text("# head\n---\na: 1\n---\n# nothing\n---\nb: 2\n...\nc: 3\n--- {d: 4}\n");
         let lines: Vec<usize> = documents.iter().map(|(line, _)| *line).collect();
         assert_eq!(lines, [1, 6, 9, 10]);
+    }
+
+    #[test]
+    fn no_line_is_past_the_end() {
+        for (text, line) in [("\r---", 2), ("a: 1\n\r\n", 1), ("\r\n\r[]", 3)] {
+            assert_eq!(line_of(text, &Path::root()), line, "{text:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,16 @@
-//! The seam to whoever knows callers by their tokens: the API server's TokenReview, or the tokens of machines.
-use futures::future::BoxFuture;
+//! The seam to whoever knows callers: by their tokens, as the API server's TokenReview does, or by a certificate of the
+//! mesh, as machines have one.
+use std::future::ready;
 
-/// Who called, as its token proves.
+use futures::future::BoxFuture;
+use undermesh_model::Identity;
+
+/// Whom the verified client certificate of a connection names: what the server of the connection puts into the
+/// extensions of each of its requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerCertificate(pub Identity);
+
+/// Who called, as its token or certificate proves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// Namespace of the service account.
@@ -25,17 +34,17 @@ pub struct BoundPod {
 /// Why a caller is not known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallerError {
-    /// The token proves nothing.
+    /// The token or certificate proves nothing.
     #[error(
-        "the token is not valid: {0}; call with a service account token for the audience istio-ca"
+        "the caller is not known: {0}; call with a service account token for the audience istio-ca"
     )]
     Invalid(String),
-    /// The token could not be checked.
-    #[error("the token cannot be checked: {0}; try again")]
+    /// The token or certificate could not be checked.
+    #[error("the caller cannot be checked: {0}; try again")]
     Unavailable(String),
 }
 
-/// Knows callers by their tokens.
+/// Knows callers.
 pub trait Authenticator: Send + Sync {
     /// Checks a bearer token. `cluster` is what the caller says of its cluster (the header `clusterid`),
     /// empty when it says nothing.
@@ -47,4 +56,17 @@ pub trait Authenticator: Send + Sync {
         token: &'a str,
         cluster: &'a str,
     ) -> BoxFuture<'a, Result<Caller, CallerError>>;
+
+    /// Checks somebody whose certificate the connection has verified. Unless it is told otherwise, a certificate
+    /// proves nobody: those of pods are for tunnels.
+    ///
+    /// # Errors
+    /// When the identity may not call by its certificate, or cannot be checked at present.
+    fn certified<'a>(
+        &'a self,
+        identity: &'a Identity,
+    ) -> BoxFuture<'a, Result<Caller, CallerError>> {
+        let reason = format!("the certificate of {identity} is not one to call with");
+        Box::pin(ready(Err(CallerError::Invalid(reason))))
+    }
 }

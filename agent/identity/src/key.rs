@@ -9,6 +9,8 @@ use std::sync::Arc;
 use undermesh_model::Identity;
 use zeroize::Zeroize;
 
+use crate::credentials::Secret;
+
 /// Why a key or its request could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
@@ -83,6 +85,13 @@ impl WorkloadKey {
     pub fn signing_key(&self) -> Result<Arc<dyn SigningKey>, KeyError> {
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pair.serialized_der()));
         any_supported_type(&der).map_err(|error| KeyError::Load(self.identity.clone(), error))
+    }
+}
+
+impl WorkloadKey {
+    /// The key as PKCS #8 in PEM, for the TLS of a client that takes it in no other form.
+    pub(crate) fn to_pem(&self) -> Secret {
+        Secret::new(self.pair.serialize_pem())
     }
 }
 

@@ -26,6 +26,7 @@ use undermesh_model::Identity;
 use crate::{
     certificate::{self, Certificate, CertificateError},
     clock::{Clock, TlsClock, unix_time},
+    credentials::{Presented, Proof, Secret},
     issuer::IssuedCertificate,
     key::{KeyError, WorkloadKey},
     verify::{ClientIdentityVerifier, PeerError, ServerIdentityVerifier},
@@ -106,6 +107,7 @@ pub struct WorkloadCertificate {
     server: Arc<ServerConfig>,
     client: ClientConfig,
     clients: Mutex<ClientConfigs>,
+    key: Secret,
 }
 
 impl WorkloadCertificate {
@@ -142,6 +144,7 @@ impl WorkloadCertificate {
             )?,
             client: client_template(&identity, &root_store, resolver, clock)?,
             clients: Mutex::default(),
+            key: key.to_pem(),
             intermediates: issued.intermediates,
             roots: issued.roots,
             root_store,
@@ -173,6 +176,17 @@ impl WorkloadCertificate {
     /// The leaf and the intermediates as PEM, the leaf first.
     pub fn chain_pem(&self) -> String {
         certificate::to_pem(std::iter::once(self.leaf.der()).chain(&self.intermediates))
+    }
+
+    /// How to call a control plane of the mesh as this workload.
+    pub fn presented(&self) -> Presented {
+        Presented {
+            proof: Proof::Certificate {
+                chain: self.chain_pem(),
+                key: self.key.clone(),
+            },
+            roots: self.roots_pem(),
+        }
     }
 
     /// The roots that peers are judged by, as PEM.

@@ -40,11 +40,12 @@ pub(crate) const PROFILES: [File; 3] = [
 ];
 
 /// Definitions that are installed where nobody has installed them yet.
-pub(crate) const CRDS: [File; 4] = [
+pub(crate) const CRDS: [File; 5] = [
     file!("crds/authorizationpolicies.yaml"),
     file!("crds/peerauthentications.yaml"),
     file!("crds/serviceentries.yaml"),
     file!("crds/workloadentries.yaml"),
+    file!("crds/workloadgroups.yaml"),
 ];
 
 pub(crate) const TEMPLATES: [File; 9] = [

@@ -26,6 +26,7 @@ mod tests;
 mod worker;
 
 use std::{
+    io,
     net::{SocketAddr, TcpListener},
     os::fd::OwnedFd,
     sync::Arc,
@@ -42,6 +43,18 @@ pub trait OriginalDestinations: Send + Sync {
     /// Takes the destination that the application at `source`, in the network namespace of this cookie,
     /// asked for. `None` when none is kept: the connection was not captured, or room was short.
     fn take(&self, netns_cookie: u64, source: SocketAddr) -> Option<SocketAddr>;
+}
+
+/// Lets connections to applications past inbound capture, on kernels that cannot tell them by their device.
+pub trait Announce: Send + Sync {
+    /// From here until [`Announce::withdraw`], a connection with these ends is for the application itself.
+    ///
+    /// # Errors
+    /// When there is no room for more; the connection would come back to the node proxy.
+    fn announce(&self, source: SocketAddr, target: SocketAddr) -> io::Result<()>;
+
+    /// The connection stands, or has failed.
+    fn withdraw(&self, source: SocketAddr, target: SocketAddr);
 }
 
 /// The listeners of one pod for one worker; an IPv4 and, where the pod has IPv6, an IPv6 one each.

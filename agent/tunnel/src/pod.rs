@@ -172,7 +172,8 @@ impl Pod {
         listeners: WorkerListeners,
         shared: Rc<Shared>,
     ) -> io::Result<Rc<Self>> {
-        let netns = Netns::new(config.id, Arc::clone(&config.netns));
+        let announce = shared.announce.clone();
+        let netns = Netns::new(config.id, Arc::clone(&config.netns), announce);
         let pod = Rc::new(Self {
             id: config.id,
             namespace: Arc::clone(&config.namespace),

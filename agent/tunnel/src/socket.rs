@@ -16,6 +16,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 use undermesh_abi::INBOUND_MARK;
 
+use crate::Announce;
+
 /// How long one connection attempt may take, as in Istio's node proxy.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -32,15 +34,25 @@ thread_local! {
 ///
 /// A worker makes no socket outside pods, so it stays where the last one was made: entering costs
 /// a system call only when the pod changes.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Netns {
     cookie: u64,
     file: Arc<OwnedFd>,
+    announce: Option<Arc<dyn Announce>>,
 }
 
 impl Netns {
-    pub(crate) fn new(cookie: u64, file: Arc<OwnedFd>) -> Self {
-        Self { cookie, file }
+    /// The namespace with this cookie; connections to its applications are announced to `announce`.
+    pub(crate) fn new(
+        cookie: u64,
+        file: Arc<OwnedFd>,
+        announce: Option<Arc<dyn Announce>>,
+    ) -> Self {
+        Self {
+            cookie,
+            file,
+            announce,
+        }
     }
 
     /// Opens a connection from the pod itself, unseen by capture.
@@ -67,6 +79,7 @@ impl Netns {
         socket.set_mark(INBOUND_MARK)?;
         unpaced(&SockRef::from(&socket));
         // A pod that calls itself through the mesh is local already.
+        let mut announced = None;
         if client != target.ip() && client.is_ipv4() == target.is_ipv4() {
             // To the kernel a packet to an own address arrives on that address's device, and inbound
             // capture would take it for a client's; on `lo` the packets of both directions meet.
@@ -75,11 +88,21 @@ impl Netns {
                 SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
                 SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
             }
-            // The port is chosen at connect(), where the whole tuple decides what is free.
-            setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+            // The port is chosen at connect(), where the whole tuple decides what is free, unless it must be told before.
+            setsockopt(
+                &socket,
+                sockopt::IpBindAddressNoPort,
+                &self.announce.is_none(),
+            )?;
             socket.bind(&SocketAddr::new(client, 0).into())?;
+            let announce = self.announce.as_deref();
+            announced = announce
+                .map(|announce| Announced::new(announce, &socket, target))
+                .transpose()?;
         }
-        finish(socket, target).await
+        let connected = finish(socket, target).await;
+        drop(announced);
+        connected
     }
 
     fn socket(&self, target: SocketAddr) -> io::Result<Socket> {
@@ -93,6 +116,32 @@ impl Netns {
         let socket = Socket::new(Domain::for_address(target), kind, Some(Protocol::TCP))?;
         socket.set_tcp_nodelay(true)?;
         Ok(socket)
+    }
+}
+
+/// A connection on its way to an application; withdrawn when dropped.
+struct Announced<'a> {
+    announce: &'a dyn Announce,
+    source: SocketAddr,
+    target: SocketAddr,
+}
+
+impl<'a> Announced<'a> {
+    fn new(announce: &'a dyn Announce, socket: &Socket, target: SocketAddr) -> io::Result<Self> {
+        let source = socket.local_addr()?.as_socket();
+        let source = source.ok_or(io::ErrorKind::AddrNotAvailable)?;
+        announce.announce(source, target)?;
+        Ok(Self {
+            announce,
+            source,
+            target,
+        })
+    }
+}
+
+impl Drop for Announced<'_> {
+    fn drop(&mut self) {
+        self.announce.withdraw(self.source, self.target);
     }
 }
 

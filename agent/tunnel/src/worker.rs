@@ -22,7 +22,7 @@ use undermesh_model::SharedMesh;
 use undermesh_telemetry::Telemetry;
 
 use crate::{
-    OriginalDestinations, PodConfig, Resolve, WorkerListeners, names::Names, pod::Pod,
+    Announce, OriginalDestinations, PodConfig, Resolve, WorkerListeners, names::Names, pod::Pod,
     pool::SWEEP_INTERVAL,
 };
 
@@ -41,6 +41,8 @@ pub struct WorkersConfig {
     pub telemetry: Telemetry,
     /// Where captured connections were meant to go.
     pub destinations: Arc<dyn OriginalDestinations>,
+    /// Whom to tell of connections to applications; `None` where the kernel knows them by their device.
+    pub announce: Option<Arc<dyn Announce>>,
     /// Whom to ask for what the mesh does not hold; `None` where it holds everything.
     pub resolver: Option<Arc<dyn Resolve>>,
     /// The agent's own runtime, outside of all pods, where names are resolved.
@@ -102,6 +104,7 @@ pub(crate) struct Shared {
     pub changed: watch::Receiver<u64>,
     pub telemetry: Telemetry,
     pub destinations: Arc<dyn OriginalDestinations>,
+    pub announce: Option<Arc<dyn Announce>>,
     pub resolver: Option<Arc<dyn Resolve>>,
     pub names: Arc<Names>,
     pub random: RefCell<SmallRng>,
@@ -210,6 +213,7 @@ impl Worker {
         let changed = config.changed.clone();
         let telemetry = config.telemetry.clone();
         let destinations = Arc::clone(&config.destinations);
+        let announce = config.announce.clone();
         let resolver = config.resolver.clone();
         let (started, start) = std::sync::mpsc::sync_channel(1);
         std::thread::Builder::new()
@@ -230,6 +234,7 @@ impl Worker {
                     changed,
                     telemetry,
                     destinations,
+                    announce,
                     resolver,
                     names,
                     random,

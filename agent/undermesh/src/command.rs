@@ -1,6 +1,7 @@
 //! The command line.
 mod cluster;
 mod controller;
+mod machine;
 mod node;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::duration;
 pub use cluster::{ClusterVerb, WithAccess, WithConsent};
 pub use controller::ControllerOptions;
+pub use machine::{AtStop, MachineOptions, TokenArgs, TokenForm, TokenVerb};
 pub use node::{Absent, ControlOptions, NodeOptions, Subscribe};
 
 /// A sidecar-free service mesh for Linux nodes.
@@ -29,6 +31,9 @@ pub enum Verb {
     Controller(Box<ControllerOptions>),
     /// Answer a container runtime as its CNI plugin; the call is in the environment and on standard input.
     Cni,
+    /// Let machines outside Kubernetes join.
+    #[command(subcommand)]
+    Token(TokenVerb),
     #[command(flatten)]
     Cluster(ClusterVerb),
     #[command(flatten)]
@@ -191,6 +196,24 @@ mod tests {
         assert_eq!(options.run_dir, PathBuf::from("/run/undermesh"));
         assert_eq!(options.certificate_lifetime, Duration::from_secs(86_400));
         assert_eq!(options.trust_domain, TrustDomain::cluster_local());
+    }
+
+    #[test]
+    fn a_machine_joins_by_a_token_and_a_cgroup() {
+        let line = "undermesh node --join - --cgroup /sys/fs/cgroup/mesh.slice";
+        let Verb::Node(options) = parsed(line).unwrap().verb else {
+            panic!("{line}")
+        };
+        assert_eq!(options.machine.at_stop, AtStop::Release);
+        for line in [
+            "undermesh node --join -".to_owned(),
+            format!("{line} --control-plane https://a:1"),
+            format!("{line} --standalone --config /m"),
+            format!("{line} --cni"),
+            "undermesh node --control-plane https://a:1 --address 10.0.0.1".to_owned(),
+        ] {
+            assert!(parsed(&line).is_err(), "{line}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The control plane of a cluster: what it watches, what it serves, and the order in which that starts.
 mod gauges;
 mod identity;
+mod machines;
 mod publish;
 
 use std::{io, net::SocketAddr, sync::Arc};
@@ -19,8 +20,9 @@ use undermesh_admission::{
 use undermesh_ca::{
     access::Access,
     bundle,
+    callers::OptionalCallers,
     keeper::{Keeper, KeeperError, KeeperOptions},
-    live::Lifetimes,
+    live::{Lifetimes, LiveAuthority},
     role::Role,
     service::CertificateService,
     serving::{self, Serving},
@@ -33,6 +35,11 @@ use undermesh_kubernetes::{
     source::{Source, SourceSettings},
     tokens::{ReviewSettings, TokenReviewer},
 };
+use undermesh_machine::{
+    cluster::Cluster,
+    ledger::Times,
+    registrar::{self, Registrar},
+};
 use undermesh_telemetry::{
     Logging, Output, Readiness, Telemetry,
     admin::{Ready, Stats},
@@ -43,6 +50,8 @@ use undermesh_xds::server::{self as discovery, Hub, Limits};
 
 use crate::{command::ControllerOptions, grpc, process};
 use identity::KnownPods;
+use machines::{Callers, Desk, Known, Registered};
+use publish::Publisher;
 
 /// The Lease that replicas share.
 const LEASE: &str = "undermesh-controller";
@@ -114,15 +123,23 @@ async fn live(options: ControllerOptions, output: Output) -> Result<(), Controll
     let names = serving::names(&options.namespace);
     let serving = Serving::new(Arc::clone(&live), &names, Arc::new(SystemClock))?;
     let hub = Hub::new(Limits::default());
-    let authenticator = Arc::new(TokenReviewer::new(
-        client.clone(),
-        ReviewSettings::default(),
-    ));
+    let cluster = Cluster::new(client.clone());
+    let authenticator = Arc::new(Callers {
+        tokens: TokenReviewer::new(client.clone(), ReviewSettings::default()),
+        cluster: cluster.clone(),
+    });
+    let (list, listed) = watch::channel(false);
+    let known = Known {
+        hub: Arc::clone(&hub),
+        listed,
+    };
+    let registrar = Registrar::new(cluster.clone(), Arc::new(known), registrar(&options));
     let access = Access {
         trust_domain: options.trust_domain.clone(),
         node_accounts: identity::node_accounts(&options),
         authenticator: authenticator.clone(),
         pods: Arc::new(KnownPods(source.pods())),
+        machines: Arc::new(Registered(cluster)),
     };
     let certificates = CertificateService::new(access, Arc::clone(&live));
     gauges::add(
@@ -133,10 +150,14 @@ async fn live(options: ControllerOptions, output: Output) -> Result<(), Controll
         candidate.leadership(),
     )?;
 
-    let tls = tls(&serving)?;
-    let routes = Routes::new(discovery::service(Arc::clone(&hub), authenticator))
-        .add_service(certificates.into_server());
+    let webhook_tls = tls(&serving)?;
+    let discovery_tls = tls_with_callers(&serving, &live)?;
+    let discovery = discovery::service(Arc::clone(&hub), authenticator)
+        .with_machines(Arc::new(Desk(Arc::clone(&registrar))));
+    let routes = Routes::new(discovery).add_service(certificates.into_server());
     let mut tasks = JoinSet::new();
+    tasks.spawn(Arc::clone(&registrar).run());
+    tasks.spawn(Arc::clone(&registrar).sweep(leads.clone()));
     tasks.spawn(serving.run());
     tasks.spawn(keeper.run(role.clone()));
     tasks.spawn(bundle::publish(client.clone(), Arc::clone(&live), role));
@@ -149,8 +170,14 @@ async fn live(options: ControllerOptions, output: Output) -> Result<(), Controll
     tasks.spawn(async move {
         writing.await;
     });
-    tasks.spawn(publish::follow(source, hub, reports, synced));
-    let webhook = Webhook::new(settings(&options), tls.clone());
+    let publisher = Publisher {
+        hub,
+        reports,
+        registrar,
+        listed: list,
+    };
+    tasks.spawn(publisher.follow(source, synced));
+    let webhook = Webhook::new(settings(&options), webhook_tls);
     let webhook_listener = listen("webhook", options.webhook_address).await?;
     tasks.spawn(async move {
         webhook.serve(webhook_listener).await;
@@ -164,7 +191,7 @@ async fn live(options: ControllerOptions, output: Output) -> Result<(), Controll
         authority::keep(client_of_webhook, WEBHOOK, inputs).await;
     });
     let listener = listen("discovery", options.discovery_address).await?;
-    tasks.spawn(grpc::serve(listener, tls, routes));
+    tasks.spawn(grpc::serve(listener, discovery_tls, routes));
     starting.done();
     tracing::info!(version = process::VERSION, address = %options.discovery_address, "the controller serves");
 
@@ -256,12 +283,33 @@ fn role(leads: &bool) -> Role {
     }
 }
 
-/// TLS of the controller's servers: its own certificate, and no client certificate, since callers prove
-/// themselves by tokens.
+fn registrar(options: &ControllerOptions) -> registrar::Settings {
+    registrar::Settings {
+        replica: identity::replica(options),
+        cluster: options.cluster_id.clone(),
+        network: options.network.clone(),
+        times: Times::default(),
+        clock: Arc::new(SystemClock),
+    }
+}
+
+/// TLS of a server that asks nobody for a certificate.
 fn tls(serving: &Serving) -> Result<ServerConfig, rustls::Error> {
     let config = ServerConfig::builder_with_provider(Arc::clone(provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
+        .with_cert_resolver(serving.certificate());
+    Ok(config)
+}
+
+/// TLS of the server for nodes, which prove themselves by tokens, and for machines, which have a certificate too.
+fn tls_with_callers(
+    serving: &Serving,
+    authority: &Arc<LiveAuthority>,
+) -> Result<ServerConfig, rustls::Error> {
+    let config = ServerConfig::builder_with_provider(Arc::clone(provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(OptionalCallers::new(Arc::clone(authority)))
         .with_cert_resolver(serving.certificate());
     Ok(config)
 }

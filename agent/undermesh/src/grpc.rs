@@ -1,7 +1,12 @@
 //! Serves gRPC over TLS: accepts, shakes hands, and hands each connection to the services.
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use hyper::server::conn::http2;
+use http::Request;
+use hyper::{
+    body::Incoming,
+    server::conn::http2,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -12,8 +17,9 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::service::Routes;
+use undermesh_identity::{PeerCertificate, peer_identity};
 
 /// Connections at once: a node has two, and both come again before the old ones are noticed to be gone.
 const MAX_CONNECTIONS: usize = 16 * 1024;
@@ -71,14 +77,29 @@ async fn connection(
         Ok(stream) => stream,
         Err(error) => return tracing::debug!(%error, %peer, "a TLS handshake failed"),
     };
+    let caller = caller(&stream);
+    let routes = TowerToHyperService::new(routes);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        if let Some(caller) = &caller {
+            request.extensions_mut().insert(caller.clone());
+        }
+        routes.call(request)
+    });
     let served = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEPALIVE.0)
         .keep_alive_timeout(KEEPALIVE.1)
         .max_concurrent_streams(MAX_STREAMS)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes))
+        .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(error) = served {
         tracing::debug!(%error, %peer, "a connection ended early");
     }
+}
+
+/// Whom the client's certificate names, which the handshake has verified; nobody if there is none.
+fn caller(stream: &TlsStream<TcpStream>) -> Option<PeerCertificate> {
+    let (_, connection) = stream.get_ref();
+    let identity = peer_identity(connection.peer_certificates()?);
+    identity.ok().map(PeerCertificate)
 }

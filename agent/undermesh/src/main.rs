@@ -10,6 +10,7 @@ mod grpc;
 mod node;
 mod output;
 mod process;
+mod token;
 mod verb;
 
 use std::process::ExitCode;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Verb::Node(options) => node::run(*options).map_err(|error| error.to_string()),
         Verb::Controller(options) => controller::run(*options).map_err(|error| error.to_string()),
         Verb::Cni => return plugin::main(),
+        Verb::Token(verb) => token::run(verb).map_err(|error| error.to_string()),
         Verb::Cluster(verb) => cluster::run(verb).map_err(|error| error.to_string()),
         Verb::Talk(talk) => verb::run(talk).map_err(|error| error.to_string()),
     };

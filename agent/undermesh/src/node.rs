@@ -5,6 +5,7 @@ mod enroller;
 mod fault;
 mod feed;
 mod gauges;
+mod machine;
 mod place;
 mod pods;
 mod roster;
@@ -33,7 +34,7 @@ use undermesh_telemetry::{
     logging::LoggingError,
     metrics::MetricsError,
 };
-use undermesh_tunnel::{Workers, WorkersConfig, WorkersError};
+use undermesh_tunnel::{Announce, Workers, WorkersConfig, WorkersError};
 
 use crate::{
     api::{server::Api, socket},
@@ -43,8 +44,9 @@ use crate::{
 };
 use agent::Agent;
 use feed::{Feed, FeedError};
+use machine::{Machine, MachineError};
 use place::PlaceError;
-use pods::{Filed, Pods};
+use pods::{Announced, Filed, Pods};
 use roster::{Roster, RosterError};
 use source::Source;
 
@@ -68,6 +70,9 @@ pub enum NodeError {
     /// A metric.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// What a machine joins with.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
     /// Where configuration and certificates come from.
     #[error(transparent)]
     Feed(#[from] FeedError),
@@ -106,6 +111,7 @@ pub fn run(options: NodeOptions) -> Result<(), NodeError> {
 /// Starts everything, waits for a signal, stops everything.
 async fn live(options: NodeOptions, output: Output, logging: Logging) -> Result<(), NodeError> {
     let started = Instant::now();
+    let (options, machine) = Machine::open(options).await?;
     place::raise_open_files();
     let mut stop = Stop::listen()?;
     let (run_directory, api) = socket::bind(&options.run_dir)?;
@@ -119,7 +125,13 @@ async fn live(options: NodeOptions, output: Output, logging: Logging) -> Result<
     let _readiness = Server::start("readiness", options.readiness_address, ready).await?;
     let _stats = Server::start("stats", options.stats_address, stats).await?;
 
-    let (agent, recovery) = start(&options, telemetry, logging, readiness.clone(), started).await?;
+    let parts = Parts {
+        telemetry,
+        logging,
+        readiness: readiness.clone(),
+        started,
+    };
+    let (agent, recovery) = start(&options, machine.as_deref(), parts).await?;
     let admin = Admin {
         config: agent.config_dump(),
         logging: agent.logging.clone(),
@@ -128,6 +140,11 @@ async fn live(options: NodeOptions, output: Output, logging: Logging) -> Result<
     };
     let _admin = Server::start("admin", options.admin_address, Arc::new(admin)).await?;
     agent.pods.recover(recovery).await;
+    if let (Some(machine), Some(client)) = (&machine, agent.source.client()) {
+        let first = readiness.block("the machine's enrollment");
+        let (pods, client) = (Arc::clone(&agent.pods), client.clone());
+        tokio::spawn(Arc::clone(machine).serve(pods, client, first));
+    }
     let roster = Roster::start(&options, &agent.name, Arc::clone(&agent.pods)).await?;
     let api = Server(tokio::spawn(serve(api, Arc::new(Api(agent.clone())))).abort_handle());
     starting.done();
@@ -136,10 +153,19 @@ async fn live(options: NodeOptions, output: Output, logging: Logging) -> Result<
     stop.wait().await;
     let _stopping = readiness.block("the end");
     let drain = options.drain_timeout;
-    tracing::info!(drain = %duration::written(drain), "stopping; enrolled pods stay enrolled, their new connections are refused");
+    tracing::info!(drain = %duration::written(drain), "stopping");
     drop(api);
     if let Some(roster) = roster {
         roster.end().await;
+    }
+    if let (Some(machine), Some(client)) = (&machine, agent.source.client()) {
+        tokio::select! {
+            () = machine.end(&agent.pods, client) => {}
+            () = stop.wait() => tracing::warn!("told to stop again; the machine stays captured"),
+        }
+    }
+    if agent.pods.len() > 0 {
+        tracing::info!("what is enrolled stays enrolled; its new connections are refused");
     }
     tokio::select! {
         () = agent.pods.stop(drain) => {}
@@ -151,20 +177,32 @@ async fn live(options: NodeOptions, output: Output, logging: Logging) -> Result<
     Ok(())
 }
 
-/// Opens the rooms in the order in which they depend on each other.
-async fn start(
-    options: &NodeOptions,
+/// What is there before the rooms are opened.
+struct Parts {
     telemetry: Telemetry,
     logging: Logging,
     readiness: Readiness,
     started: Instant,
+}
+
+/// Opens the rooms in the order in which they depend on each other.
+async fn start(
+    options: &NodeOptions,
+    machine: Option<&Machine>,
+    parts: Parts,
 ) -> Result<(Arc<Agent>, Recovery), NodeError> {
+    let Parts {
+        telemetry,
+        logging,
+        readiness,
+        started,
+    } = parts;
     let name = place::node_name(options)?;
     let Feed {
         follow,
         issuer,
         resolver,
-    } = Feed::open(options, &name).await?;
+    } = Feed::open(options, &name, machine).await?;
     let cache = CacheOptions {
         lifetime: options.certificate_lifetime,
         ..CacheOptions::default()
@@ -195,6 +233,9 @@ async fn start(
         changed: changes.clone(),
         telemetry: telemetry.clone(),
         destinations: Arc::new(Filed(capture.destinations())),
+        announce: capture
+            .announcements()
+            .map(|announcements| Arc::new(Announced(announcements)) as Arc<dyn Announce>),
         resolver,
         runtime: Handle::current(),
     })?;

@@ -43,6 +43,8 @@ use interest::Interests;
 use session::Session;
 use shared::Shared;
 
+use crate::health::Health;
+
 /// A handle of the client. When the last one and its [`Updates`] are gone, or it is told to [`Self::stop`], the
 /// client ends. Clones share it.
 #[derive(Clone, Debug)]
@@ -110,6 +112,15 @@ impl Client {
         };
         // The sender lives in `self`.
         drop(published.wait_for(ready).await);
+    }
+
+    /// Says how the application of this machine is: now, and at the start of each stream from now on.
+    pub fn report_health(&self, health: Health) {
+        self.shared.health.send_if_modified(|told| {
+            let differs = told.as_ref() != Some(&health);
+            *told = Some(health);
+            differs
+        });
     }
 
     /// How the client stands.

@@ -4,5 +4,6 @@
 pub mod client;
 pub mod decode;
 pub mod encode;
+pub mod health;
 pub mod server;
 pub mod wire;

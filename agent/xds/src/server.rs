@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! let hub = Hub::new(Limits::default());
-//! let service = server::service(Arc::clone(&hub), authenticator);    // for tonic's router, behind TLS
+//! let service = server::service(Arc::clone(&hub), authenticator)     // for tonic's router, behind TLS
+//!     .with_machines(machines);                                      // where machines may register
 //! hub.publish(&delta);                                               // each change of the mesh
 //! let clients: Vec<ClientReport> = hub.clients();                    // who is connected, and how far it is
 //! let figures: Figures = hub.counters().read();
@@ -24,6 +25,7 @@ mod hub;
 mod index;
 mod interests;
 mod kind;
+mod machines;
 mod node;
 mod scan;
 mod service;
@@ -40,6 +42,7 @@ pub use frame::Response;
 pub use hub::{Hub, Limits};
 pub use interests::{Follow, Topic};
 pub use kind::Kind;
+pub use machines::{Attendance, Claim, Machines, RegistrationError};
 pub use node::{Node, NodeError};
 pub use service::{DiscoveryServer, service};
 pub use session::{Outgoing, Receipt, Session, Violation};

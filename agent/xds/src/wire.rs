@@ -4,6 +4,8 @@
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// Type URL of policies, `istio.security.Authorization`.
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+/// Type URL of a machine's health, `istio.v1.HealthInformation`; a request of it has no response.
+pub const HEALTH_TYPE: &str = "type.googleapis.com/istio.v1.HealthInformation";
 
 /// `envoy.service.discovery.v3`: requests and responses of the delta protocol.
 #[allow(missing_docs, clippy::all)]

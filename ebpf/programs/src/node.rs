@@ -1,9 +1,12 @@
-//! The node-wide object: outbound capture, attached once to the cgroup above the pods, and notes of kubelet's probes.
+//! The node-wide object: outbound capture, attached once to the cgroup above the pods, notes of
+//! kubelet's probes, and notes of what a machine's slice listens on.
 #![no_std]
 #![no_main]
 
+mod bound;
 mod connect;
 mod ends;
+mod locked;
 mod maps;
 mod peername;
 mod probe;

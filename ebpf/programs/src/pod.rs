@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+mod locked;
 mod lookup;
 
 #[panic_handler]

@@ -12,7 +12,7 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use undermesh_abi::ProbeKey;
+use undermesh_abi::Ends;
 
 use crate::{
     ends::{far_end, near_end},
@@ -41,8 +41,8 @@ fn note(ctx: &SockOpsContext) {
 }
 
 #[inline(always)]
-fn key(ctx: &SockOpsContext) -> ProbeKey {
-    ProbeKey {
+fn key(ctx: &SockOpsContext) -> Ends {
+    Ends {
         source: near_end(ctx),
         destination: far_end(ctx),
         source_port: ctx.local_port(),

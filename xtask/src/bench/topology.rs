@@ -5,12 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use undermesh_tests::usage::{self, Memory};
 use undermesh_tests::{Error, Family, Node, Pod, PodSpec, Result, Testbed, manifests};
 
 use super::case::Route;
 use super::hook::{Hook, HookSpec};
 use super::servers::{HTTP_PORT, Servers};
-use super::usage::{self, Memory};
 use super::{connections, hook};
 
 /// The column without any proxy: what the others are compared with.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use crate::command::{self, TaskError, command};
@@ -29,6 +30,11 @@ impl Kernel {
             let mut unpack = command("dpkg-deb", &["--extract"]);
             let package = std::path::absolute(package).map_err(failed(package))?;
             command::run(unpack.arg(package).arg(root))?;
+        }
+        // Some distributions have the modules below /usr, where /lib leads on an installed system.
+        let usual = root.join("lib");
+        if !usual.exists() {
+            symlink("usr/lib", &usual).map_err(failed(&usual))?;
         }
         let boot = root.join("boot");
         let images = fs::read_dir(&boot).map_err(failed(&boot))?;

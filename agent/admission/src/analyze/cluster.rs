@@ -1,14 +1,17 @@
 //! The objects of a cluster, listed once.
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject, ListParams},
+    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams},
 };
-use undermesh_control::resources::{decode_json, kinds::Kind, strings::Strings};
+use undermesh_control::{
+    resources::{decode_json, kinds::Kind, metadata::Origin, strings::Strings},
+    value::Value,
+};
 
 use super::AnalyzeError;
 use crate::{
     examine::{Examination, MAX_OBJECTS},
-    kinds,
+    kinds, network,
 };
 
 /// Objects in a page of a list.
@@ -27,38 +30,62 @@ pub(super) async fn read(
         let served = kinds::served(client, kind).await;
         let served = served.map_err(|error| AnalyzeError::Discovery(Box::new(error)))?;
         if let Some(resource) = served {
-            list(client, kind, &resource, &strings, examination).await?;
+            let mut params = ListParams::default();
+            if kind == Kind::EndpointSlice {
+                params = params.labels(OTHER_SLICES);
+            }
+            list(client, &resource, kind.plural(), params, |object| {
+                let has_room = !examination.is_full();
+                if has_room {
+                    examination.add(decode_json(kind, &kinds::json(object), &strings));
+                }
+                has_room
+            })
+            .await?;
         }
     }
-    Ok(())
+    network_policies(client, examination).await
 }
 
-async fn list(
+async fn network_policies(
     client: &Client,
-    kind: Kind,
-    resource: &ApiResource,
-    strings: &Strings,
     examination: &mut Examination,
 ) -> Result<(), AnalyzeError> {
+    let kind = GroupVersionKind::gvk(network::GROUP, network::VERSION, network::KIND);
+    let resource = ApiResource::from_gvk_with_plural(&kind, network::PLURAL);
+    let params = ListParams::default();
+    list(client, &resource, network::PLURAL, params, |object| {
+        // One that is beyond what is read of any object is none that an API server would take.
+        if let Ok(value) = Value::from_json(&kinds::json(object)) {
+            examination.add_network_policy(&value, &Origin::Cluster);
+        }
+        !examination.is_full()
+    })
+    .await
+}
+
+/// Hands every object of a kind to `take`, until that says that it can take no more.
+async fn list(
+    client: &Client,
+    resource: &ApiResource,
+    plural: &'static str,
+    params: ListParams,
+    mut take: impl FnMut(&DynamicObject) -> bool,
+) -> Result<(), AnalyzeError> {
     let api: Api<DynamicObject> = Api::all_with(client.clone(), resource);
-    let mut params = ListParams::default().limit(PAGE);
-    if kind == Kind::EndpointSlice {
-        params = params.labels(OTHER_SLICES);
-    }
+    let mut params = params.limit(PAGE);
     loop {
         let page = api
             .list(&params)
             .await
             .map_err(|error| AnalyzeError::List {
-                plural: kind.plural(),
+                plural,
                 error: Box::new(error),
             })?;
         for object in &page.items {
-            if examination.is_full() {
+            if !take(object) {
                 return Err(AnalyzeError::TooMany(MAX_OBJECTS));
             }
-            let json = kinds::json(object);
-            examination.add(decode_json(kind, &json, strings));
         }
         match page.metadata.continue_ {
             Some(token) if !token.is_empty() => params = params.continue_token(&token),

@@ -15,7 +15,7 @@ use undermesh_control::{
     value::Value,
 };
 
-use crate::examine::Examination;
+use crate::{examine::Examination, network::NetworkPolicy};
 
 /// Most files that are read.
 const MAX_FILES: usize = 10_000;
@@ -159,6 +159,9 @@ impl Reader<'_> {
         };
         if self.examination.is_full() {
             return;
+        }
+        if NetworkPolicy::is_named_by(value) {
+            self.examination.add_network_policy(value, &origin);
         }
         self.examination
             .add(resources::decode(value, &origin, &self.strings));

@@ -157,6 +157,21 @@ async fn a_cluster_without_istio_is_no_error() {
 }
 
 #[tokio::test]
+async fn a_network_policy_of_the_cluster_that_keeps_the_mesh_out_is_told() {
+    let api = ApiServer::start().await;
+    api.put_namespace("shop", &[("istio.io/dataplane-mode", "ambient")]);
+    api.put(json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"podSelector": {}, "ingress": [{"ports": [{"port": 8080}]}]},
+    }));
+    let (summary, printed) = on_cluster(&api, &[]).await.unwrap();
+    assert_eq!(summary.warnings, 1, "{printed}");
+    assert!(printed.contains("NetworkPolicy shop/web"), "{printed}");
+}
+
+#[tokio::test]
 async fn what_may_not_be_listed_is_named() {
     let api = ApiServer::start().await;
     api.install_istio();
@@ -177,4 +192,29 @@ async fn without_files_and_cluster_the_remedy_is_told() {
         error.to_string().contains("no cluster here; name files"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn a_network_policy_beside_its_labelled_namespace_is_told_with_its_line() {
+    let text = "apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  podSelector: {}
+  ingress:
+  - ports:
+    - port: 8080
+";
+    let (summary, printed) = analyzed(text, &["--level", "warning"]).await;
+    assert_eq!(summary.warnings, 1, "{printed}");
+    for part in ["a.yaml:11", "NetworkPolicy shop/web", "15008"] {
+        assert!(printed.contains(part), "{part}: {printed}");
+    }
+    let open = text.replace("8080", "15008");
+    let (summary, printed) = analyzed(&open, &["--level", "warning"]).await;
+    assert_eq!(summary.warnings, 0, "{printed}");
 }

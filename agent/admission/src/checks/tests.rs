@@ -1,5 +1,8 @@
 use serde_json::{Value as Json, json};
-use undermesh_control::resources::{decode_json, kinds::Kind, strings::Strings};
+use undermesh_control::{
+    resources::{decode_json, kinds::Kind, metadata::Origin, strings::Strings},
+    value::Value,
+};
 
 use super::*;
 use crate::examine::Examination;
@@ -38,6 +41,10 @@ fn strict(name: &str, app: &str) -> (Kind, Json) {
 }
 
 fn found(objects: &[(Kind, Json)]) -> Vec<String> {
+    found_with(objects, &[])
+}
+
+fn found_with(objects: &[(Kind, Json)], network_policies: &[Json]) -> Vec<String> {
     let settings = Settings {
         source: Source::Kubernetes,
         ..Settings::default()
@@ -45,6 +52,10 @@ fn found(objects: &[(Kind, Json)]) -> Vec<String> {
     let mut examination = Examination::new(settings);
     for (kind, json) in objects {
         examination.add(decode_json(*kind, json, &Strings::default()));
+    }
+    for policy in network_policies {
+        let policy = Value::from_json(policy).unwrap();
+        examination.add_network_policy(&policy, &Origin::Cluster);
     }
     let findings = examination.finish().findings;
     findings.iter().map(ToString::to_string).collect()
@@ -108,4 +119,42 @@ fn a_service_entry_without_members_is_told() {
     let found = found(&[entry]);
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].contains("has no endpoints"), "{found:?}");
+}
+
+fn admits(app: &str, ports: &[u16]) -> Json {
+    let ports: Vec<Json> = ports.iter().map(|port| json!({ "port": port })).collect();
+    json!({
+        "metadata": {"name": app, "namespace": "shop"},
+        "spec": {"podSelector": {"matchLabels": {"app": app}}, "ingress": [{"ports": ports}]},
+    })
+}
+
+#[test]
+fn a_network_policy_that_keeps_the_mesh_out_is_told() {
+    let found = found_with(&[pod("web", true)], &[admits("web", &[8080])]);
+    assert_eq!(
+        found,
+        [
+            "NetworkPolicy shop/web: spec.ingress[0].ports: lets nothing of the mesh in to 1 workload: connections \
+             come to TCP port 15008 there, and no policy admits that; add the port 15008 with protocol TCP to the rule"
+        ]
+    );
+}
+
+#[test]
+fn network_policies_that_let_the_mesh_in_together_are_in_order() {
+    let web = [pod("web", true)];
+    assert_eq!(found_with(&web, &[admits("web", &[8080, 15008])]), [""; 0]);
+    let second = json!({
+        "metadata": {"name": "mesh", "namespace": "shop"},
+        "spec": {"podSelector": {}, "ingress": [{"ports": [{"port": 15008}]}]},
+    });
+    assert_eq!(found_with(&web, &[admits("web", &[8080]), second]), [""; 0]);
+}
+
+#[test]
+fn a_network_policy_for_pods_outside_the_mesh_is_its_own_business() {
+    let closed = [admits("web", &[8080])];
+    assert_eq!(found_with(&[pod("web", false)], &closed), [""; 0]);
+    assert_eq!(found_with(&[pod("db", true)], &closed), [""; 0]);
 }

@@ -19,6 +19,8 @@ use crate::kinds;
 
 /// Objects in a page of a list.
 const PAGE: u32 = 500;
+/// How soon an API server that does not answer is asked again: it may have the kind all the same.
+const UNANSWERED_RETRY: Duration = Duration::from_secs(2);
 
 /// What the writer knows of an object.
 #[derive(Clone, Debug)]
@@ -69,14 +71,15 @@ pub(super) async fn follow(
 /// Waits until the cluster has the kind.
 async fn served(client: &Client, kind: Kind, absent_retry: Duration) -> ApiResource {
     loop {
-        match kinds::served(client, kind).await {
+        let retry = match kinds::served(client, kind).await {
             Ok(Some(resource)) => return resource,
-            Ok(None) => {}
+            Ok(None) => absent_retry,
             Err(error) => {
                 tracing::warn!("status: cannot look for {}: {error}", kind.plural());
+                UNANSWERED_RETRY
             }
-        }
-        sleep(absent_retry).await;
+        };
+        sleep(retry).await;
     }
 }
 

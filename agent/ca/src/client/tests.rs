@@ -97,8 +97,10 @@ impl Bench {
         ClientOptions {
             address: format!("https://127.0.0.1:{}", self.address.port()),
             server_name: Some("localhost".to_owned()),
-            roots: ServerRoots::File(self.roots.path().to_owned()),
-            token: self.token.path().to_owned(),
+            trust: Trust::Files {
+                roots: ServerRoots::File(self.roots.path().to_owned()),
+                token: self.token.path().to_owned(),
+            },
             token_owner: TokenOwner::Node,
             cluster: "east".to_owned(),
             cert_signer: Some("signer.example/mesh".to_owned()),
@@ -269,8 +271,10 @@ fn addresses_and_headers_are_checked_at_the_start() {
         CaClient::new(ClientOptions {
             address: address.to_owned(),
             server_name: None,
-            roots: ServerRoots::System,
-            token: PathBuf::from("token"),
+            trust: Trust::Files {
+                roots: ServerRoots::System,
+                token: PathBuf::from("token"),
+            },
             token_owner: TokenOwner::Node,
             cluster: "Kubernetes".to_owned(),
             cert_signer: None,

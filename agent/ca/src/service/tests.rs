@@ -300,6 +300,7 @@ async fn nobody_may_ask_for_others_without_node_accounts() {
         node_accounts: Default::default(),
         authenticator: Arc::clone(&cluster) as _,
         pods: Arc::clone(&cluster) as _,
+        machines: Arc::clone(&cluster) as _,
     };
     let caller = access.caller("agent-1", "Kubernetes").await.unwrap();
     let asked = id(CART).to_string();
@@ -311,6 +312,33 @@ async fn nobody_may_ask_for_others_without_node_accounts() {
         access.grant(&caller, None).unwrap(),
         id("ns/undermesh-system/sa/undermesh-node")
     );
+}
+
+#[tokio::test]
+async fn a_registered_machine_gets_its_own_identity_by_its_certificate_and_no_other() {
+    let cluster = Cluster::new();
+    let access = Access {
+        trust_domain: undermesh_model::TrustDomain::cluster_local(),
+        // Its account is trusted as a node agent's, which a machine must gain nothing from.
+        node_accounts: ["shop/vm".parse().unwrap()].into(),
+        authenticator: Arc::clone(&cluster) as _,
+        pods: Arc::clone(&cluster) as _,
+        machines: Arc::clone(&cluster) as _,
+    };
+    let machine = id("ns/shop/sa/vm");
+    let unknown = access.machine(&machine).await.unwrap_err();
+    assert_eq!(unknown.reason(), Reason::Unregistered);
+    cluster
+        .machines
+        .lock()
+        .unwrap()
+        .insert("shop/vm".to_owned());
+    let caller = access.machine(&machine).await.unwrap();
+    assert_eq!(access.grant(&caller, None).unwrap(), machine);
+    let other = access.grant(&caller, Some(&id(CART).to_string()));
+    assert_eq!(other.unwrap_err().reason(), Reason::Pod);
+    let revoked = access.machine(&id("ns/shop/sa/revoked")).await.unwrap_err();
+    assert_eq!(revoked.reason(), Reason::Token);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -12,7 +13,10 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
 };
-use undermesh_capture::{Capture, Enrollment, Prepared, Settings, WorkerListeners};
+use undermesh_capture::{Capture, Devices, Enrollment, Prepared, Settings, WorkerListeners};
+
+/// How long anything may take before a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Workers of the agent under test: more than one, so that listeners share their ports.
 pub const WORKERS: usize = 2;
@@ -29,6 +33,7 @@ pub struct Bed {
     folder: tempfile::TempDir,
     cgroup: PathBuf,
     home: PathBuf,
+    devices: Devices,
 }
 
 impl Bed {
@@ -61,9 +66,25 @@ impl Bed {
             folder,
             cgroup,
             home,
+            devices: Devices::of_kernel(),
         };
         bed.enter(&bed.cgroup);
         bed
+    }
+
+    /// A node whose kernel is taken for one before 5.17.
+    pub fn blind() -> Self {
+        let mut bed = Self::new();
+        bed.devices = Devices::Unseen;
+        bed
+    }
+
+    /// Runs `work` while this process is in another cgroup.
+    pub fn within<T>(&self, cgroup: &Path, work: impl FnOnce() -> T) -> T {
+        self.enter(cgroup);
+        let result = work();
+        self.enter(&self.cgroup);
+        result
     }
 
     fn enter(&self, cgroup: &Path) {
@@ -77,6 +98,7 @@ impl Bed {
             state_dir: self.folder.path().join("state"),
             proc: "/proc".into(),
             workers: WORKERS,
+            devices: self.devices,
         }
     }
 
@@ -90,7 +112,17 @@ impl Bed {
         self.settings().bpffs.join("undermesh/pods")
     }
 
-    /// A cgroup that this process is not in.
+    /// How many state files there are.
+    pub fn states_left(&self) -> usize {
+        fs::read_dir(self.states()).unwrap().count()
+    }
+
+    /// How many pods have pins.
+    pub fn pins_left(&self) -> usize {
+        fs::read_dir(self.pins()).unwrap().count()
+    }
+
+    /// A cgroup that this process is not in; it goes with the bed.
     pub fn other_cgroup(&self) -> PathBuf {
         let path = self.cgroup.join("other");
         fs::create_dir(&path).unwrap();
@@ -136,6 +168,8 @@ impl Bed {
         for (namespace, number) in [(&pod, 2), (&peer, 1)] {
             namespace.ip(&format!("addr add 10.88.0.{number}/24 dev eth0"));
             namespace.ip(&format!("addr add fd88::{number}/64 dev eth0 nodad"));
+            // A link-local address would appear some time later, in the midst of a test.
+            namespace.ip("link set eth0 addrgenmode none");
             namespace.ip("link set eth0 up");
         }
         pod.ip("route add default via 10.88.0.1");
@@ -152,7 +186,25 @@ impl Drop for Bed {
             let _ = umount2(&entry.unwrap().path(), MntFlags::MNT_DETACH);
         }
         umount2(&self.folder.path().join("bpf"), MntFlags::MNT_DETACH).unwrap();
+        let other = self.cgroup.join("other");
+        if other.exists() {
+            remove_cgroup(&other);
+        }
         fs::remove_dir(&self.cgroup).unwrap();
+    }
+}
+
+/// Removes a cgroup whose last process has been waited for: the kernel takes it out a moment later.
+pub fn remove_cgroup(cgroup: &Path) {
+    eventually(|| fs::remove_dir(cgroup).is_ok());
+}
+
+/// Waits for what the kernel does on its own, and tells nobody.
+pub fn eventually(holds: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "it never came to hold");
+        thread::yield_now();
     }
 }
 
@@ -209,6 +261,33 @@ impl Namespace {
     pub fn sysctl(&self, name: &str) -> String {
         let path = Path::new("/proc/sys").join(name);
         self.run(|| fs::read_to_string(path).unwrap().trim().to_owned())
+    }
+
+    /// Writes a kernel setting inside.
+    pub fn set_sysctl(&self, name: &str, value: &str) {
+        let path = Path::new("/proc/sys").join(name);
+        self.run(|| fs::write(path, value).unwrap());
+    }
+
+    /// The rules, routes and settings that enrollment changes.
+    pub fn network(&self) -> String {
+        let commands = [
+            "rule",
+            "-6 rule",
+            "route show table all",
+            "-6 route show table all",
+        ];
+        let mut text = String::new();
+        for words in commands {
+            let output = self.run(|| Command::new("ip").args(words.split(' ')).output().unwrap());
+            text += &String::from_utf8(output.stdout).unwrap();
+        }
+        for name in ["net/ipv4/tcp_fwmark_accept", "net/mptcp/enabled"] {
+            if Path::new("/proc/sys").join(name).exists() {
+                text += &format!("{name} = {}\n", self.sysctl(name));
+            }
+        }
+        text
     }
 
     pub fn enrollment(&self, name: &str) -> Enrollment {

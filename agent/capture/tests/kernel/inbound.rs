@@ -2,13 +2,16 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener, TcpStream},
-    time::Duration,
 };
+
+use socket2::{Domain, Protocol, Socket, Type};
+use undermesh_abi::INBOUND_MARK;
+use undermesh_capture::Capture;
 
 use crate::{
     Test,
     agent::accept,
-    bed::{Bed, enroll, ip},
+    bed::{Bed, Namespace, PATIENCE, enroll, ip},
 };
 
 pub const TESTS: &[Test] = &[
@@ -33,8 +36,6 @@ pub const TESTS: &[Test] = &[
         as_the_client,
     ),
 ];
-
-const PATIENCE: Duration = Duration::from_secs(5);
 
 fn plain_connections_reach_the_agent() {
     let bed = Bed::new();
@@ -115,33 +116,49 @@ fn workers_share_the_connections() {
 }
 
 fn as_the_client() {
-    use socket2::{Domain, Protocol, Socket, Type};
-    use undermesh_abi::INBOUND_MARK;
-
     let bed = Bed::new();
     let (pod, _peer) = bed.pair("pod");
     let capture = bed.capture();
     let _served = enroll(&capture, &pod, "web");
-    for (domain, client, own) in [
-        (Domain::IPV4, "192.0.2.55:0", "10.88.0.2:8080"),
-        (Domain::IPV6, "[2001:db8::55]:0", "[fd88::2]:8080"),
+    reach_as_the_client(&capture, &pod);
+}
+
+/// Connects to applications as the agent does, under the addresses of clients that are elsewhere.
+pub fn reach_as_the_client(capture: &Capture, pod: &Namespace) {
+    for (client, own) in [
+        ("192.0.2.55:0", "10.88.0.2:8080"),
+        ("[2001:db8::55]:0", "[fd88::2]:8080"),
     ] {
         let (client, own): (SocketAddr, SocketAddr) =
             (client.parse().unwrap(), own.parse().unwrap());
         let application = pod.run(|| TcpListener::bind(own).unwrap());
-        let _upstream = pod.run(|| {
-            let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).unwrap();
-            socket.set_mark(INBOUND_MARK).unwrap();
-            socket.bind_device(Some(b"lo")).unwrap();
-            if domain == Domain::IPV4 {
-                socket.set_ip_transparent_v4(true).unwrap();
-            } else {
-                socket.set_ip_transparent_v6(true).unwrap();
-            }
-            socket.bind(&client.into()).unwrap();
-            socket.connect_timeout(&own.into(), PATIENCE).unwrap();
-            socket
-        });
-        assert_eq!(accept([&application]).1.ip(), client.ip());
+        let upstream = pod.run(|| client_socket(client));
+        let source = upstream.local_addr().unwrap().as_socket().unwrap();
+        if let Some(announcements) = capture.announcements() {
+            announcements.announce(source, own).unwrap();
+        }
+        upstream.connect_timeout(&own.into(), PATIENCE).unwrap();
+        if let Some(announcements) = capture.announcements() {
+            announcements.withdraw(source, own);
+        }
+        assert_eq!(accept([&application]).1, source);
     }
+}
+
+/// A socket of the agent's for a connection to an application.
+pub fn client_socket(client: SocketAddr) -> Socket {
+    let socket = Socket::new(
+        Domain::for_address(client),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )
+    .unwrap();
+    socket.set_mark(INBOUND_MARK).unwrap();
+    socket.bind_device(Some(b"lo")).unwrap();
+    match client {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true).unwrap(),
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true).unwrap(),
+    }
+    socket.bind(&client.into()).unwrap();
+    socket
 }

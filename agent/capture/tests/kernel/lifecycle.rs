@@ -4,7 +4,6 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Command, Stdio},
-    time::Duration,
 };
 
 use undermesh_capture::{Capture, CaptureError, Enrollment, NetnsError, Phase, Problem, Watch};
@@ -12,7 +11,7 @@ use undermesh_capture::{Capture, CaptureError, Enrollment, NetnsError, Phase, Pr
 use crate::{
     Test,
     agent::accept,
-    bed::{Bed, Namespace, Served, activate, enroll, ip},
+    bed::{Bed, Namespace, PATIENCE, Served, activate, enroll, eventually, ip},
 };
 
 pub const TESTS: &[Test] = &[
@@ -83,7 +82,6 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-const PATIENCE: Duration = Duration::from_secs(5);
 const OUTSIDE: &str = "203.0.113.7:8080";
 
 /// Whether the pod's connections are captured and served, or what the application sees instead.
@@ -177,7 +175,7 @@ fn a_pod_without_address_is_refused() {
     let capture = bed.capture();
     let error = capture.prepare(&pod.enrollment("web")).unwrap_err();
     assert!(matches!(error, CaptureError::NoAddress(_)), "{error}");
-    assert_eq!(states(&bed), 0);
+    assert_eq!(bed.states_left(), 0);
 }
 
 fn a_failed_enrollment_leaves_nothing() {
@@ -187,7 +185,7 @@ fn a_failed_enrollment_leaves_nothing() {
     let holder = pod.run(|| TcpListener::bind("127.0.0.1:15006").unwrap());
     let error = capture.prepare(&pod.enrollment("web")).unwrap_err();
     assert!(error.to_string().contains("127.0.0.1:15006"), "{error}");
-    assert_eq!((states(&bed), capture.pods().len()), (0, 0));
+    assert_eq!((bed.states_left(), capture.pods().len()), (0, 0));
     is_free(&pod, &peer);
     drop(holder);
     let served = enroll(&capture, &pod, "web");
@@ -198,17 +196,20 @@ fn release_gives_everything_back() {
     let bed = Bed::new();
     let (pod, peer) = bed.pair("pod");
     let capture = bed.capture();
-    let before = network(&pod);
+    let before = pod.network();
     let served = enroll(&capture, &pod, "web");
-    assert_ne!(network(&pod), before);
+    assert_ne!(pod.network(), before);
     assert_eq!(pod.sysctl("net/ipv4/tcp_fwmark_accept"), "1");
     try_inbound(&peer, &served);
     capture.deactivate(served.cookie).unwrap();
     assert_eq!(capture.pods()[0].1, Phase::Draining);
     is_free(&pod, &peer);
     capture.forget(served.cookie).unwrap();
-    assert_eq!(network(&pod), before);
-    assert_eq!((states(&bed), pins(&bed), capture.pods().len()), (0, 0, 0));
+    assert_eq!(pod.network(), before);
+    assert_eq!(
+        (bed.states_left(), bed.pins_left(), capture.pods().len()),
+        (0, 0, 0)
+    );
     assert_eq!(
         capture.counters().unwrap().inbound_assigned,
         1,
@@ -309,7 +310,7 @@ fn a_crash_while_enrolling() {
         let served = activate(&capture, recovery.prepared.pop().unwrap());
         try_outbound(&capture, &pod, &served).unwrap();
         try_inbound(&peer, &served);
-        assert!(network(&pod).contains("32764"), "the rule is there again");
+        assert!(pod.network().contains("32764"), "the rule is there again");
     }
 }
 
@@ -328,7 +329,7 @@ fn a_crash_while_releasing() {
     for step in steps {
         let bed = Bed::new();
         let (pod, peer) = bed.pair("pod");
-        let before = network(&pod);
+        let before = pod.network();
         let capture = bed.capture();
         let served = enroll(&capture, &pod, "web");
         step(&bed, &capture, &pod, served.cookie);
@@ -339,8 +340,8 @@ fn a_crash_while_releasing() {
             "{recovery:?}"
         );
         is_free(&pod, &peer);
-        assert_eq!(network(&pod), before);
-        assert_eq!((states(&bed), pins(&bed)), (0, 0));
+        assert_eq!(pod.network(), before);
+        assert_eq!((bed.states_left(), bed.pins_left()), (0, 0));
     }
 }
 
@@ -356,15 +357,11 @@ fn a_pod_gone_during_a_restart() {
         matches!(recovery.problems[..], [Problem::Stray(_)]),
         "{recovery:?}"
     );
-    assert_eq!((states(&bed), pins(&bed)), (0, 1));
+    assert_eq!((bed.states_left(), bed.pins_left()), (0, 1));
     drop(last);
     // The kernel takes a namespace down some time after its last user is gone.
-    let gone = (0..500).any(|_| {
-        std::thread::sleep(Duration::from_millis(10));
-        bed.capture().recover().unwrap().problems.is_empty()
-    });
-    assert!(gone, "the namespace was not noticed to be gone");
-    assert_eq!(pins(&bed), 0);
+    eventually(|| bed.capture().recover().unwrap().problems.is_empty());
+    assert_eq!(bed.pins_left(), 0);
 }
 
 fn a_pod_without_state_stays_captured() {
@@ -428,7 +425,7 @@ fn a_vanished_namespace_is_noticed() {
     let noticed = notice(&capture, || pod.unmount());
     assert_eq!(noticed, first.cookie);
     capture.vanished(first.cookie).unwrap();
-    assert_eq!((states(&bed), capture.pods().len()), (1, 1));
+    assert_eq!((bed.states_left(), capture.pods().len()), (1, 1));
 }
 
 fn an_ended_process_is_noticed() {
@@ -473,29 +470,4 @@ fn notice(capture: &Capture, event: impl FnOnce()) -> u64 {
             .expect("nothing was noticed")
             .unwrap()
     })
-}
-
-/// The rules, our routes and the setting of a namespace.
-fn network(namespace: &Namespace) -> String {
-    let commands = [
-        "rule",
-        "-6 rule",
-        "route show table all",
-        "-6 route show table all",
-    ];
-    let mut text = String::new();
-    for words in commands {
-        let output = namespace.run(|| Command::new("ip").args(words.split(' ')).output().unwrap());
-        text += &String::from_utf8(output.stdout).unwrap();
-    }
-    text += &namespace.sysctl("net/ipv4/tcp_fwmark_accept");
-    text
-}
-
-fn states(bed: &Bed) -> usize {
-    fs::read_dir(bed.states()).unwrap().count()
-}
-
-fn pins(bed: &Bed) -> usize {
-    fs::read_dir(bed.pins()).unwrap().count()
 }

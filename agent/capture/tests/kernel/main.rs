@@ -9,10 +9,13 @@
 
 mod agent;
 mod bed;
+mod blind;
 mod inbound;
 mod lifecycle;
+mod machine;
 mod outbound;
 mod probes;
+mod slice;
 
 use libtest_mimic::{Arguments, Completion, Trial};
 
@@ -27,8 +30,11 @@ fn main() {
     for (name, test) in outbound::TESTS
         .iter()
         .chain(inbound::TESTS)
+        .chain(blind::TESTS)
         .chain(lifecycle::TESTS)
         .chain(probes::TESTS)
+        .chain(machine::TESTS)
+        .chain(slice::TESTS)
     {
         trials.push(Trial::ignorable_test(*name, move || {
             if !root {

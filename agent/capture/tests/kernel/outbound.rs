@@ -2,7 +2,6 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    time::Duration,
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -10,7 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{
     Test,
     agent::accept,
-    bed::{Bed, enroll, ip},
+    bed::{Bed, PATIENCE, enroll, ip},
 };
 
 pub const TESTS: &[Test] = &[
@@ -50,8 +49,6 @@ pub const TESTS: &[Test] = &[
         a_reused_socket_forgets_its_capture,
     ),
 ];
-
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Connects from the pod to an address that nobody has, and checks both ends.
 fn is_captured(asked: SocketAddr, own: IpAddr, seen: SocketAddr) {

@@ -1,23 +1,20 @@
 //! Kubelet's probes: they reach the application, and nobody else does by them.
 use std::{
     collections::BTreeSet,
-    fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
 };
 
 use aya::maps::{Map, MapData};
-use undermesh_abi::ProbeKey;
+use undermesh_abi::Ends;
 use undermesh_capture::{Capture, Probes};
 
 use crate::{
     Test,
     agent::accept,
-    bed::{Bed, Namespace, Served, enroll, ip},
+    bed::{Bed, Namespace, PATIENCE, Served, enroll, eventually, ip, remove_cgroup},
 };
 
 pub const TESTS: &[Test] = &[
@@ -37,7 +34,6 @@ pub const TESTS: &[Test] = &[
     ("probes::addresses_of_the_node_pass", addresses),
 ];
 
-const PATIENCE: Duration = Duration::from_secs(5);
 const TARGETS: [&str; 2] = ["10.88.0.2:8080", "[fd88::2]:8080"];
 
 /// A probe by a process of its own, which enters the cgroup before it connects. It ends with its input.
@@ -109,30 +105,8 @@ impl<'a> Kubelet<'a> {
 
     /// Its cgroup is removed and made again, as systemd does.
     fn restart(&self) {
-        remove(&self.cgroup);
+        remove_cgroup(&self.cgroup);
         assert_eq!(self.bed.other_cgroup(), self.cgroup);
-    }
-}
-
-impl Drop for Kubelet<'_> {
-    fn drop(&mut self) {
-        if !thread::panicking() {
-            remove(&self.cgroup);
-        }
-    }
-}
-
-/// Removes a cgroup whose last process has been waited for: the kernel takes it out a moment later.
-fn remove(cgroup: &Path) {
-    eventually(|| fs::remove_dir(cgroup).is_ok());
-}
-
-/// Waits for what the kernel does on its own, and tells nobody.
-fn eventually(holds: impl Fn() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < end, "it never came to hold");
-        thread::yield_now();
     }
 }
 
@@ -206,7 +180,7 @@ fn no_note() {
 fn notes(bed: &Bed, _alive: &Capture) -> usize {
     let pin = bed.settings().bpffs.join("undermesh/maps/PROBES");
     let map = Map::LruHashMap(MapData::from_pin(pin).unwrap());
-    let map = aya::maps::HashMap::<_, ProbeKey, u8>::try_from(map).unwrap();
+    let map = aya::maps::HashMap::<_, Ends, u8>::try_from(map).unwrap();
     map.keys().map(Result::unwrap).count()
 }
 

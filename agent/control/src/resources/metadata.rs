@@ -39,6 +39,7 @@ const KEPT_ANNOTATIONS: &[&str] = &[
     "istio.io/dry-run",
     "istio.io/use-waypoint-canary-weight",
     "networking.istio.io/traffic-distribution",
+    "proxy.istio.io/health-checks-enabled",
     "sidecar.istio.io/status",
     "undermesh.io/node",
 ];

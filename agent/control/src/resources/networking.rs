@@ -155,16 +155,20 @@ pub struct WorkloadEntry {
     pub metadata: Metadata,
     /// What it says; its labels are those of the metadata, overlaid by its own.
     pub entry: Entry,
-    /// Condition `Healthy`; unknown counts as healthy.
+    /// Condition `Healthy`; unknown counts as healthy, except of a machine that tells how it is.
     pub healthy: bool,
 }
+
+/// The annotation of machines that tell how they are.
+const HEALTH_CHECKED: &str = "proxy.istio.io/health-checks-enabled";
 
 impl WorkloadEntry {
     /// Reads `spec` and `status`.
     pub fn read(metadata: Metadata, fields: &Fields<'_>) -> Option<Self> {
         let status = fields.get("status").map(|node| node.any_fields());
         let conditions = status.and_then(|status| status.get("conditions"));
-        let healthy = conditions.is_none_or(|list| condition(&list, "Healthy") != Some(false));
+        let told = conditions.and_then(|list| condition(&list, "Healthy"));
+        let healthy = told.unwrap_or_else(|| !metadata.annotations.is(HEALTH_CHECKED, "true"));
         let mut entry = Entry::read(&fields.required("spec")?);
         entry.labels = metadata.labels.overlaid(&entry.labels);
         Some(Self {

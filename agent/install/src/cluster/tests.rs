@@ -182,7 +182,7 @@ async fn an_installation_comes_up_in_order_and_says_so() {
             < log.place("ValidatingWebhookConfiguration undermesh: created")
     );
     assert!(api.get("Namespace", "", NAMESPACE).is_some());
-    assert_eq!(api.list("CustomResourceDefinition").len(), 2 + 4);
+    assert_eq!(api.list("CustomResourceDefinition").len(), 2 + 5);
 
     let again = installed(&api, &installing(Profile::Default, &[]), &log)
         .await
@@ -203,7 +203,7 @@ async fn definitions_of_others_are_kept() {
     let summary = installed(&api, &installing(Profile::Default, &[]), &Log::default())
         .await
         .unwrap();
-    assert_eq!(summary.kept, 4);
+    assert_eq!(summary.kept, 5);
     assert_eq!(
         api.get(
             "CustomResourceDefinition",

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
@@ -73,9 +74,9 @@ fn refusal(status: &Status) -> Response<Body> {
     response
 }
 
-fn reply(code: StatusCode, value: &Value) -> Response<Body> {
-    let body =
-        Full::new(Bytes::from(value.to_string())).map_err(|error: Infallible| match error {});
+fn reply(code: StatusCode, value: &impl Serialize) -> Response<Body> {
+    let text = serde_json::to_vec(value).expect("JSON");
+    let body = Full::new(Bytes::from(text)).map_err(|error: Infallible| match error {});
     respond(code, body.boxed_unsync())
 }
 
@@ -278,7 +279,9 @@ impl Call {
             let token = store.keep_listing(revision, later);
             metadata["continue"] = json!(token.to_string());
         }
-        let items = rest.iter().map(|object| view.object(object)).collect();
+        // A long answer must not keep others from the store.
+        drop(store);
+        let items = rest.iter().map(|object| &**object);
         Ok(reply(StatusCode::OK, &view.list(kind, metadata, items)))
     }
 

@@ -1,9 +1,10 @@
 //! The stream of a watch: changes from a version on, bookmarks, and how it ends.
-use std::{collections::VecDeque, io, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::VecDeque, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, stream};
 use hyper::body::Frame;
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
 
@@ -32,6 +33,14 @@ pub(super) struct Watch {
     cut: watch::Receiver<u64>,
     bookmark: watch::Receiver<u64>,
     _count: Counted,
+}
+
+/// A change as it is sent.
+#[derive(Serialize)]
+struct Line<'o> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    object: Cow<'o, Value>,
 }
 
 /// Counts a watch as open while it lives.
@@ -185,9 +194,12 @@ impl Watch {
         }
     }
 
-    fn push(&mut self, kind: &str, object: &Value) {
+    fn push(&mut self, kind: &'static str, object: &Value) {
         let object = self.view.object(object);
-        self.push_line(json!({ "type": kind, "object": object }));
+        let line = Line { kind, object };
+        let mut text = serde_json::to_vec(&line).expect("JSON");
+        text.push(b'\n');
+        self.pending.push_back(Bytes::from(text));
     }
 
     fn push_bookmark(&mut self, annotations: Value) {

@@ -113,6 +113,7 @@ impl Bed {
             changed: world.changed.subscribe(),
             telemetry: telemetry.clone(),
             destinations: Arc::clone(&wanted) as Arc<dyn OriginalDestinations>,
+            announce: None,
             resolver,
             runtime: runtime.handle().clone(),
         });

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use undermesh_model::TrustDomain;
 use undermesh_telemetry::Format as LogFormat;
 
-use super::{DEFAULT_RUN_DIR, loopback, workers};
+use super::{DEFAULT_RUN_DIR, MachineOptions, loopback, workers};
 use crate::duration;
 
 /// Options of `undermesh node`.
@@ -35,6 +35,8 @@ pub struct NodeOptions {
     pub control: ControlOptions,
     #[command(flatten)]
     pub cluster: ClusterOptions,
+    #[command(flatten)]
+    pub machine: MachineOptions,
     /// Name of this node [default: the host's name].
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node_name: Option<String>,
@@ -52,7 +54,8 @@ pub struct NodeOptions {
         env = "UNDERMESH_BPFFS"
     )]
     pub bpffs: PathBuf,
-    /// Control group above the pods [default: kubepods.slice or kubepods under the cgroup v2 mount].
+    /// Control group above the pods [default: kubepods.slice or kubepods under the cgroup v2 mount]; with --join, of
+    /// the machine's workload.
     #[arg(long, value_name = "DIR", env = "UNDERMESH_CGROUP")]
     pub cgroup: Option<PathBuf>,
     /// Worker threads [default: one a CPU, at most 4].
@@ -127,7 +130,7 @@ pub struct ControlOptions {
     #[arg(
         long,
         value_name = "URL",
-        required_unless_present = "standalone",
+        required_unless_present_any = ["standalone", "join"],
         env = "XDS_ADDRESS"
     )]
     pub control_plane: Option<String>,

@@ -1,5 +1,5 @@
 //! The controller's own metrics: what its parts know, read when scraped.
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc, time::UNIX_EPOCH};
 
 use tokio::sync::watch;
 use undermesh_ca::refusal::{self, Reason};
@@ -11,7 +11,7 @@ use undermesh_telemetry::{
     Telemetry,
     metrics::{Family, Kind, MetricsError, Sample},
 };
-use undermesh_xds::server::Hub;
+use undermesh_xds::server::{self as discovery, Hub};
 
 /// A counter of what nodes were told: its name, its help, and how it is read.
 type Push = (&'static str, &'static str, fn(&Hub) -> u64);
@@ -95,6 +95,16 @@ pub fn add(
         ),
         move || Sample::plain(clients.clients().len() as u64),
     )?;
+    let clients = Arc::clone(hub);
+    metrics.read(
+        family(
+            "undermesh_discovery_last_rejection_timestamp_seconds",
+            "When a connected node last rejected resources, as Unix time; the log names them.",
+            Kind::Gauge,
+            &["node", "type"],
+        ),
+        move || rejections(&clients),
+    )?;
     let certificates = Arc::clone(certificates);
     metrics.read(
         family(
@@ -136,4 +146,31 @@ pub fn add(
         ),
         move || Sample::plain(u64::from(leadership.borrow().is_leader())),
     )
+}
+
+/// A node has two connections for a moment when it comes back; its latest word counts.
+fn rejections(hub: &Hub) -> Vec<Sample> {
+    let mut latest: BTreeMap<(Arc<str>, &str), u64> = BTreeMap::new();
+    for client in hub.clients() {
+        for subscription in client.subscriptions {
+            let Some(rejected) = subscription.rejected else {
+                continue;
+            };
+            let at = rejected.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+            let key = (Arc::clone(&client.node.name), type_name(subscription.kind));
+            let known = latest.entry(key).or_default();
+            *known = at.as_secs().max(*known);
+        }
+    }
+    let samples = latest.into_iter();
+    samples
+        .map(|((node, kind), at)| Sample::labelled(&[&node, kind], at))
+        .collect()
+}
+
+fn type_name(kind: discovery::Kind) -> &'static str {
+    match kind {
+        discovery::Kind::Address => "address",
+        discovery::Kind::Authorization => "authorization",
+    }
 }

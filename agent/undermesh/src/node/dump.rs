@@ -64,7 +64,7 @@ pub fn json(agent: &Agent) -> Result<String, serde_json::Error> {
 }
 
 /// Capture's counters by name.
-pub fn counters(counters: &Counters) -> [(&'static str, u64); 6] {
+pub fn counters(counters: &Counters) -> [(&'static str, u64); 7] {
     [
         ("captured", counters.captured),
         ("skipped", counters.skipped),
@@ -72,5 +72,6 @@ pub fn counters(counters: &Counters) -> [(&'static str, u64); 6] {
         ("inbound_assigned", counters.inbound_assigned),
         ("inbound_refused", counters.inbound_refused),
         ("probes", counters.probes),
+        ("unnoted", counters.unnoted),
     ]
 }

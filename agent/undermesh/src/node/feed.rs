@@ -1,6 +1,7 @@
 //! Where configuration and certificates come from: a directory with an authority of its own, or a control plane.
 use std::{
     env,
+    ffi::OsString,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -14,7 +15,7 @@ use tokio::{
     time::Instant,
 };
 use undermesh_ca::{
-    client::{CaClient, ClientError, ClientOptions, ServerRoots, TokenOwner},
+    client::{CaClient, ClientError, ClientOptions, ServerRoots, TokenOwner, Trust},
     spire::{SocketError, SpireDelegated},
 };
 use undermesh_control::{DirectorySource, Snapshot, SourceError};
@@ -25,7 +26,7 @@ use undermesh_xds::client::{
     options::{Address, NodeOptions as DiscoveryNode, Roots, Token},
 };
 
-use super::place;
+use super::{machine::Machine, place};
 use crate::{
     command::{ControlOptions, NodeOptions, Subscribe},
     process::VERSION,
@@ -37,6 +38,9 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 const CACHE: &str = "discovery.cache";
 /// What stands for the system's roots in Istio's variables.
 const SYSTEM_ROOTS: &str = "SYSTEM";
+/// The metadata by which a machine registers, as in Istio: its WorkloadGroup and its network.
+const GROUP: &str = "AUTO_REGISTER_GROUP";
+const NETWORK: &str = "NETWORK";
 
 /// Why there is neither configuration nor a certificate.
 #[derive(Debug, thiserror::Error)]
@@ -89,9 +93,13 @@ impl Feed {
     ///
     /// # Errors
     /// When it cannot be used; a control plane that does not answer is no error.
-    pub async fn open(options: &NodeOptions, node: &str) -> Result<Self, FeedError> {
+    pub async fn open(
+        options: &NodeOptions,
+        node: &str,
+        machine: Option<&Machine>,
+    ) -> Result<Self, FeedError> {
         if let Some(url) = &options.control.control_plane {
-            return control_plane(options, url, node);
+            return control_plane(options, url, node, machine);
         }
         let directory = options.config.clone().ok_or(FeedError::Nothing)?;
         let (config, settings) = (directory.clone(), place::mesh(options));
@@ -115,14 +123,27 @@ async fn own_authority(options: &NodeOptions) -> Result<Authority, FeedError> {
     Ok(spawn_blocking(open).await??)
 }
 
-fn control_plane(options: &NodeOptions, url: &str, node: &str) -> Result<Feed, FeedError> {
-    let (client, updates) = Client::start(discovery(options, url, node)?, &Handle::current());
+fn control_plane(
+    options: &NodeOptions,
+    url: &str,
+    node: &str,
+    machine: Option<&Machine>,
+) -> Result<Feed, FeedError> {
+    let mut told = discovery(options, url, node)?;
+    let issuer = match machine {
+        Some(machine) => {
+            register(&mut told, machine);
+            Arc::new(CaClient::new(of_machine(options, machine))?)
+        }
+        None => issuer(options, url)?,
+    };
+    let (client, updates) = Client::start(told, &Handle::current());
     let resolver = client
         .resolver()
         .map(|resolver| Arc::new(OnDemand(resolver)) as Arc<dyn Resolve>);
     Ok(Feed {
         follow: Follow::ControlPlane(client, updates),
-        issuer: issuer(options, url)?,
+        issuer,
         resolver,
     })
 }
@@ -131,7 +152,7 @@ fn control_plane(options: &NodeOptions, url: &str, node: &str) -> Result<Feed, F
 fn discovery(options: &NodeOptions, url: &str, node: &str) -> Result<Options, FeedError> {
     let control = &options.control;
     let address = Address::new(url)?;
-    let from_environment = Options::from_environment(env::vars())?;
+    let from_environment = Options::from_environment(variables())?;
     let mut metadata = from_environment.node.metadata;
     metadata
         .entry("UNDERMESH_VERSION".to_owned())
@@ -163,6 +184,28 @@ fn discovery(options: &NodeOptions, url: &str, node: &str) -> Result<Options, Fe
     })
 }
 
+/// What makes a machine of a node: whom it registers with, and what it proves itself with.
+fn register(options: &mut Options, machine: &Machine) {
+    options.roots = Roots::Pem(machine.roots.clone());
+    options.token = Token::Held(Arc::clone(&machine.credentials) as _);
+    let metadata = &mut options.node.metadata;
+    metadata.insert(GROUP.to_owned(), machine.group.clone().into());
+    metadata.insert(NETWORK.to_owned(), options.network.to_string().into());
+}
+
+/// The controller as a machine's issuer.
+fn of_machine(options: &NodeOptions, machine: &Machine) -> ClientOptions {
+    ClientOptions {
+        address: machine.controller.clone(),
+        server_name: options.control.control_plane_name.clone(),
+        trust: Trust::Held(Arc::clone(&machine.credentials) as _),
+        token_owner: TokenOwner::Workload,
+        cluster: options.cluster_id.clone(),
+        cert_signer: None,
+        headers: Vec::new(),
+    }
+}
+
 fn issuer(options: &NodeOptions, url: &str) -> Result<Arc<dyn Issuer>, FeedError> {
     let control = &options.control;
     if let Some(socket) = &control.spire {
@@ -190,17 +233,27 @@ fn certificate_service(
     ClientOptions {
         address: control.ca.clone().unwrap_or_else(|| url.to_owned()),
         server_name,
-        roots: if is_system(roots) {
-            ServerRoots::System
-        } else {
-            ServerRoots::File(roots.clone())
+        trust: Trust::Files {
+            roots: if is_system(roots) {
+                ServerRoots::System
+            } else {
+                ServerRoots::File(roots.clone())
+            },
+            token: control.token_file.clone(),
         },
-        token: control.token_file.clone(),
         token_owner: TokenOwner::Node,
         cluster: options.cluster_id.clone(),
         cert_signer: None,
         headers: Vec::new(),
     }
+}
+
+/// The environment, without what is no text: none of it is ours.
+fn variables() -> impl Iterator<Item = (String, String)> {
+    env::vars_os().filter_map(|(name, value)| {
+        let text = |it: OsString| it.into_string().ok();
+        Some((text(name)?, text(value)?))
+    })
 }
 
 fn is_system(roots: &Path) -> bool {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use undermesh_capture::{Probes, Settings as CaptureSettings};
+use undermesh_capture::{Devices, Probes, Settings as CaptureSettings};
 use undermesh_control::Settings as MeshSettings;
 
 use crate::command::NodeOptions;
@@ -81,6 +81,7 @@ pub fn capture(options: &NodeOptions, workers: usize) -> Result<CaptureSettings,
         state_dir: options.run_dir.join("pods"),
         proc: options.cluster.proc.clone(),
         workers,
+        devices: Devices::of_kernel(),
     })
 }
 

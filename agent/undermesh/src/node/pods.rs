@@ -1,5 +1,5 @@
 //! Pods on their way into the mesh, in it, and out of it.
-use std::{collections::HashMap, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{collections::HashMap, io, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use tokio::{
@@ -8,14 +8,14 @@ use tokio::{
     time::timeout,
 };
 use undermesh_capture::{
-    Capture, CaptureError, Counters, Destinations, EnrolledPod, Enrollment, Phase, Prepared,
-    Recovery, Watch,
+    Announcements, Capture, CaptureError, Counters, Destinations, EnrolledPod, Enrollment, Phase,
+    Prepared, Recovery, Watch,
 };
 use undermesh_cni::{netns::NetnsId, node::Turns};
 use undermesh_identity::CertificateCache;
 use undermesh_model::{Identity, IdentityError, SharedMesh, TrustDomain};
 use undermesh_telemetry::Telemetry;
-use undermesh_tunnel::{OriginalDestinations, PodConfig, WorkerListeners, Workers};
+use undermesh_tunnel::{Announce, OriginalDestinations, PodConfig, WorkerListeners, Workers};
 
 use super::fault::PodError;
 use crate::api::{
@@ -32,6 +32,19 @@ pub struct Filed(pub Destinations);
 impl OriginalDestinations for Filed {
     fn take(&self, netns_cookie: u64, source: SocketAddr) -> Option<SocketAddr> {
         self.0.take(netns_cookie, source)
+    }
+}
+
+/// Connections to applications, told to the kernel by the tunnel.
+pub struct Announced(pub Announcements);
+
+impl Announce for Announced {
+    fn announce(&self, source: SocketAddr, target: SocketAddr) -> io::Result<()> {
+        self.0.announce(source, target)
+    }
+
+    fn withdraw(&self, source: SocketAddr, target: SocketAddr) {
+        self.0.withdraw(source, target);
     }
 }
 
@@ -79,6 +92,14 @@ impl Pods {
     pub async fn enroll_in(&self, enrollment: Enrollment, netns: NetnsId) -> Result<(), PodError> {
         let _turn = self.turns.take(&PodKey::of(&enrollment)).await;
         let enrolled = self.take_up(enrollment, Some(netns)).await;
+        self.count();
+        enrolled.map(drop)
+    }
+
+    /// As [`Self::enroll`], for the machine that the agent runs on.
+    pub async fn enroll_machine(&self, enrollment: Enrollment) -> Result<(), PodError> {
+        let _turn = self.turns.take(&PodKey::of(&enrollment)).await;
+        let enrolled = self.take_up(enrollment, None).await;
         self.count();
         enrolled.map(drop)
     }

@@ -209,7 +209,7 @@ fn tell(state: Result<State, ChainError>) {
 }
 
 fn access(options: &NodeOptions) -> Option<Access> {
-    if options.standalone {
+    if options.standalone || options.machine.join.is_some() {
         return None;
     }
     match &options.cluster.kubeconfig {

@@ -8,11 +8,14 @@ use std::{
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 use undermesh_control::{Diagnostic, DirectorySource, Severity, Snapshot};
 use undermesh_model::{MeshBuilder, SharedMesh};
 use undermesh_telemetry::{Readiness, readiness::ReadyGuard};
-use undermesh_xds::client::{Client, Status, Updates};
+use undermesh_xds::client::{Client, Status, Update, Updates};
 
 use super::feed::Follow;
 use crate::api::types::{ControlPlane, Finding, Source as SourceView};
@@ -21,6 +24,10 @@ use crate::api::types::{ControlPlane, Finding, Source as SourceView};
 const MAX_FINDINGS: usize = 1000;
 /// Pause after the directory could not be read.
 const RETRY: Duration = Duration::from_secs(1);
+/// How many times as long as the making of a snapshot took the next one waits: a snapshot costs what the mesh that
+/// it holds costs, and a large one that changes all the time must not take a whole core. What comes meanwhile is
+/// taken together.
+const REST: u32 = 4;
 
 /// The configuration's source and what it said last.
 pub struct Source {
@@ -73,6 +80,14 @@ impl Source {
                 let following = Arc::clone(&source).follow_control_plane(updates, first);
                 (source, following.boxed())
             }
+        }
+    }
+
+    /// The control plane's client, if it is one that is followed.
+    pub fn client(&self) -> Option<&Client> {
+        match &self.origin {
+            Origin::ControlPlane(client) => Some(client),
+            Origin::Directory(_) => None,
         }
     }
 
@@ -132,12 +147,15 @@ impl Source {
         };
         let mut first = Some(first);
         let mut ready = pin!(client.ready().fuse());
+        let mut rested = Instant::now();
         loop {
             tokio::select! {
-                update = updates.next() => {
+                update = next_after(rested, &mut updates) => {
                     let Some(update) = update else { return };
                     if !update.delta.is_empty() {
+                        let begun = Instant::now();
                         let generation = self.put(client.builder());
+                        rested = Instant::now() + begun.elapsed() * REST;
                         tracing::debug!(generation, "the configuration is in force");
                     }
                 }
@@ -172,6 +190,12 @@ impl Source {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The next update, not before a time. Cancel safe.
+async fn next_after(time: Instant, updates: &mut Updates) -> Option<Update> {
+    sleep_until(time).await;
+    updates.next().await
 }
 
 /// What the control plane has told, by kind.

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     decode::Decoder,
+    health::Health,
     wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
 };
 
@@ -52,6 +53,7 @@ pub(super) struct Driver {
     decoder: Decoder,
     rng: StdRng,
     writer: Option<Writer>,
+    health: watch::Receiver<Option<Health>>,
     due: Due,
 }
 
@@ -82,6 +84,7 @@ impl Driver {
         let writer = options.cache.clone().map(Writer::start);
         Self {
             decoder: Decoder::new(Arc::clone(&options.network)),
+            health: shared.health.subscribe(),
             options,
             shared,
             interests,
@@ -130,7 +133,8 @@ impl Driver {
             Err(error) => return error,
         };
         self.connected();
-        let mut outbox = VecDeque::new();
+        // Whoever answers now may not know what another was told.
+        let mut outbox: VecDeque<_> = self.told_health().into_iter().collect();
         loop {
             if let Err(ended) = self.turn(&mut stream, &mut outbox).await {
                 return ended;
@@ -157,6 +161,8 @@ impl Driver {
                 }
             }
             () = news(interests.as_deref()) => outbox.extend(self.ask()),
+            // The sender lives in `shared`.
+            Ok(()) = self.health.changed() => outbox.extend(self.told_health()),
             () = until(self.due.next()) => self.perform(Instant::now()),
         }
         Ok(())
@@ -171,6 +177,12 @@ impl Driver {
                 () = until(self.due.next()) => self.perform(Instant::now()),
             }
         }
+    }
+
+    /// The message that says how the application is, if that is to be said.
+    fn told_health(&mut self) -> Option<DeltaDiscoveryRequest> {
+        let health = self.health.borrow_and_update();
+        health.as_ref().map(Health::to_request)
     }
 
     fn first_requests(&mut self) -> [DeltaDiscoveryRequest; 2] {

@@ -12,6 +12,7 @@ use tonic::{
     metadata::{Ascii, MetadataKey, MetadataValue},
     transport::Uri,
 };
+use undermesh_identity::Credentials;
 
 use crate::wire::discovery::Node;
 
@@ -83,21 +84,39 @@ pub enum Roots {
 }
 
 /// What this node proves itself with.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum Token {
     /// A file, read at every connection: Kubernetes renews it.
     File(PathBuf),
     /// The token itself.
     Text(Arc<str>),
+    /// What is presented at the time of each connection: a machine's, which has a token first and then a certificate.
+    /// The roots that come with it are taken in place of [`Options::roots`].
+    Held(Arc<dyn Credentials>),
     /// Nothing.
     None,
 }
+
+impl PartialEq for Token {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::File(one), Self::File(other)) => one == other,
+            (Self::Text(one), Self::Text(other)) => one == other,
+            (Self::Held(one), Self::Held(other)) => Arc::ptr_eq(one, other),
+            (Self::None, Self::None) => true,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Token {}
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => f.debug_tuple("File").field(path).finish(),
             Self::Text(_) => f.write_str("Text(hidden)"),
+            Self::Held(_) => f.write_str("Held(hidden)"),
             Self::None => f.write_str("None"),
         }
     }

@@ -218,7 +218,7 @@ impl Session {
         };
         match (decoded, update.content) {
             (Ok(part), Some(content)) => {
-                feed.rejected.remove(&*update.name);
+                feed.rejected.remove(kept(&update.name));
                 let held = Held {
                     version: update.version,
                     content,
@@ -264,7 +264,7 @@ impl Session {
             self.stand_in(&name, content);
         }
         let rejection = Rejection {
-            name: name.chars().take(decode::MAX_NAME_BYTES).collect(),
+            name: kept(&name).to_owned(),
             error,
         };
         let feed = self.feed(url);
@@ -301,7 +301,7 @@ impl Session {
     fn remove(&mut self, url: &str, name: &str) {
         let feed = self.feed(url);
         feed.held.remove(name);
-        feed.rejected.remove(name);
+        feed.rejected.remove(kept(name));
         feed.confirm(name);
         if url == AUTHORIZATION_TYPE {
             self.store.remove_policy(name);
@@ -372,6 +372,11 @@ fn error_detail(rejections: &[Rejection]) -> Option<Status> {
         message,
         details: Vec::new(),
     })
+}
+
+/// What is kept of the name of a rejected resource: a name of any length can be what is wrong with it.
+fn kept(name: &str) -> &str {
+    &name[..name.floor_char_boundary(decode::MAX_NAME_BYTES)]
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use super::{
     session::Session,
     store::Counts,
 };
+use crate::health::Health;
 
 /// How the client stands.
 #[derive(Clone, Debug)]
@@ -67,6 +68,8 @@ pub(super) struct Shared {
     pub(super) connected: watch::Sender<bool>,
     /// Counts what is published.
     pub(super) published: watch::Sender<u64>,
+    /// What a machine says of its application; `None` until it has something to say.
+    pub(super) health: watch::Sender<Option<Health>>,
     state: Mutex<State>,
 }
 
@@ -82,6 +85,7 @@ impl Shared {
             counters: Counters::default(),
             connected: watch::Sender::new(false),
             published: watch::Sender::new(0),
+            health: watch::Sender::new(None),
             state: Mutex::new(State {
                 session,
                 link,

@@ -35,6 +35,7 @@ use crate::wire::{
     },
 };
 
+mod machine;
 mod on_demand;
 
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -11,8 +11,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Request, Status, Streaming,
     metadata::{Ascii, MetadataValue},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity},
 };
+use undermesh_identity::{NoCredentials, Presented, Proof};
 
 use super::{
     counters::Termination,
@@ -71,6 +72,9 @@ pub enum StreamError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// There is nothing left to prove this node with.
+    #[error(transparent)]
+    Credentials(#[from] NoCredentials),
     /// The connection did not come about.
     #[error("cannot connect to {address}: {reason}; check the address, the roots and the network")]
     Connect {
@@ -155,7 +159,11 @@ pub async fn open(
     options: &Options,
     first: impl IntoIterator<Item = DeltaDiscoveryRequest>,
 ) -> Result<Stream, StreamError> {
-    let channel = connect(options).await?;
+    let presented = match &options.token {
+        Token::Held(credentials) => Some(credentials.present()?),
+        _ => None,
+    };
+    let channel = connect(options, presented.as_ref()).await?;
     let (requests, queue) = mpsc::channel(QUEUE);
     let queued = tokio_stream::iter(first.into_iter().collect::<Vec<_>>());
     let outgoing = tokio_stream::StreamExt::chain(queued, ReceiverStream::new(queue));
@@ -167,7 +175,12 @@ pub async fn open(
     let cluster = options.cluster.parse();
     let bad = |_| content("cluster id", "the options", "it is not visible ASCII");
     metadata.insert("clusterid", cluster.map_err(bad)?);
-    if let Some(token) = token(&options.token).await? {
+    let token = match presented.map(|presented| presented.proof) {
+        Some(Proof::Certificate { .. }) => None,
+        Some(Proof::Token(token)) => Some(bearer(token.expose(), "the join token")?),
+        None => token(&options.token).await?,
+    };
+    if let Some(token) = token {
         metadata.insert("authorization", token);
     }
     let mut client =
@@ -186,13 +199,13 @@ pub async fn open(
     })
 }
 
-async fn connect(options: &Options) -> Result<Channel, StreamError> {
+async fn connect(options: &Options, presented: Option<&Presented>) -> Result<Channel, StreamError> {
     let failed = |error: tonic::transport::Error| StreamError::Connect {
         address: options.address.to_string(),
         reason: bounded(&chain(&error)),
     };
     let endpoint = Endpoint::from(options.address.uri().clone())
-        .tls_config(tls(options).await?)
+        .tls_config(tls(options, presented).await?)
         .map_err(failed)?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_keepalive(Some(TCP_KEEPALIVE))
@@ -210,12 +223,27 @@ async fn connect(options: &Options) -> Result<Channel, StreamError> {
     connected.map_err(late)?.map_err(failed)
 }
 
-async fn tls(options: &Options) -> Result<ClientTlsConfig, StreamError> {
+async fn tls(
+    options: &Options,
+    presented: Option<&Presented>,
+) -> Result<ClientTlsConfig, StreamError> {
     let config = ClientTlsConfig::new().timeout(CONNECT_TIMEOUT);
-    let config = match &options.roots {
-        Roots::System => config.with_native_roots(),
-        Roots::Pem(pem) => config.ca_certificate(certificates(pem.as_bytes(), "the options")?),
-        Roots::File(path) => {
+    let config = match (presented, &options.roots) {
+        (Some(presented), _) => {
+            let roots = certificates(presented.roots.as_bytes(), "the credentials")?;
+            let config = config.ca_certificate(roots);
+            match &presented.proof {
+                Proof::Token(_) => config,
+                Proof::Certificate { chain, key } => {
+                    config.identity(TlsIdentity::from_pem(chain, key.expose()))
+                }
+            }
+        }
+        (None, Roots::System) => config.with_native_roots(),
+        (None, Roots::Pem(pem)) => {
+            config.ca_certificate(certificates(pem.as_bytes(), "the options")?)
+        }
+        (None, Roots::File(path)) => {
             let pem = read("root certificates", path).await?;
             config.ca_certificate(certificates(&pem, &path.display().to_string())?)
         }
@@ -240,7 +268,7 @@ fn certificates(pem: &[u8], place: &str) -> Result<Certificate, StreamError> {
 
 async fn token(token: &Token) -> Result<Option<MetadataValue<Ascii>>, StreamError> {
     let (text, place) = match token {
-        Token::None => return Ok(None),
+        Token::None | Token::Held(_) => return Ok(None),
         Token::Text(text) => (text.to_string(), "the options".to_owned()),
         Token::File(path) => {
             let place = path.display().to_string();
@@ -250,14 +278,18 @@ async fn token(token: &Token) -> Result<Option<MetadataValue<Ascii>>, StreamErro
             (text.map_err(bad)?, place)
         }
     };
+    bearer(&text, &place).map(Some)
+}
+
+fn bearer(text: &str, place: &str) -> Result<MetadataValue<Ascii>, StreamError> {
     if text.trim().is_empty() {
-        return Err(content("token", &place, "it is empty"));
+        return Err(content("token", place, "it is empty"));
     }
     let header = format!("Bearer {}", text.trim()).parse();
-    let bad = |_| content("token", &place, "it is not visible ASCII");
+    let bad = |_| content("token", place, "it is not visible ASCII");
     let mut value: MetadataValue<Ascii> = header.map_err(bad)?;
     value.set_sensitive(true);
-    Ok(Some(value))
+    Ok(value)
 }
 
 fn content(what: &'static str, place: &str, reason: &'static str) -> StreamError {

@@ -5,8 +5,9 @@ use bytes::Bytes;
 
 use super::{frame::Response, kind::Kind};
 
-/// A response is full when its resources and names have this many bytes. gRPC clients take 4 MiB by default.
-const FULL: usize = 2 << 20;
+/// A response is full when its resources and names have this many bytes. A stream keeps the buffer of its largest
+/// response for as long as it lasts, so a large one would cost each of a thousand clients its size.
+const FULL: usize = 64 << 10;
 
 /// The part of a response that is filled.
 #[derive(Debug, Default)]

@@ -12,6 +12,7 @@ use super::{
     frame::Encoded,
     index::Index,
     interests::Topic,
+    kind::Kind,
     shelf::{Shelf, Stamp},
 };
 use crate::{
@@ -28,6 +29,16 @@ pub enum Name {
     Service(Arc<str>),
     /// [`Policy::key`].
     Policy(Arc<str>),
+}
+
+impl Name {
+    /// The type of the resource.
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::Workload(_) | Self::Service(_) => Kind::Address,
+            Self::Policy(_) => Kind::Authorization,
+        }
+    }
 }
 
 /// A resource that differs on the wire.

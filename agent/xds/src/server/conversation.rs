@@ -10,10 +10,11 @@ use super::{
     counters::Counters,
     frame::Response,
     hub::{Hub, Membership},
-    node::Node,
+    machines::{Attendance, Claim, Machines, RegistrationError},
+    node::{Node, NodeError},
     session::Receipt,
 };
-use crate::wire::discovery::DeltaDiscoveryRequest;
+use crate::{health::Health, wire::discovery::DeltaDiscoveryRequest};
 
 /// How long a client may take for its first request, so that it does not keep others from starting.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
@@ -21,32 +22,53 @@ const FIRST_REQUEST: Duration = Duration::from_secs(10);
 /// What the transport yields.
 pub(crate) type Request = Result<DeltaDiscoveryRequest, Status>;
 
+/// Where clients are received.
+#[derive(Clone)]
+pub(crate) struct Reception {
+    /// What they are told.
+    pub(crate) hub: Arc<Hub>,
+    /// Who registers machines, if anybody does.
+    pub(crate) machines: Option<Arc<dyn Machines>>,
+}
+
+impl From<Arc<Hub>> for Reception {
+    fn from(hub: Arc<Hub>) -> Self {
+        Self {
+            hub,
+            machines: None,
+        }
+    }
+}
+
 /// The responses to a client that has been authenticated. The stream ends with the client's own, or with the
 /// reason why it is not served any longer.
 ///
 /// A response is made when the transport asks for it, which it does while the client's window is open. What
 /// changes meanwhile coalesces in the session; nothing is queued.
 pub(crate) fn converse<S>(
-    hub: Arc<Hub>,
+    reception: impl Into<Reception>,
     caller: Caller,
     requests: S,
 ) -> impl Stream<Item = Result<Response, Status>> + Send
 where
     S: Stream<Item = Request> + Send + Unpin,
 {
-    let begun = Stage::Begin(Box::new((hub, caller)));
+    let begun = Stage::Begin(Box::new((reception.into(), caller)));
     stream::unfold((begun, requests), |(stage, mut requests)| async move {
-        let membership = match stage {
-            Stage::Begin(opening) => match begin(opening.0, &opening.1, &mut requests).await {
-                Ok(Some(membership)) => membership,
-                Ok(None) => return None,
-                Err(status) => return Some((Err(status), (Stage::Over, requests))),
-            },
-            Stage::Joined(membership) => membership,
+        let visit = match stage {
+            Stage::Begin(opening) => {
+                let (reception, caller) = *opening;
+                match begin(reception, caller, &mut requests).await {
+                    Ok(Some(visit)) => visit,
+                    Ok(None) => return None,
+                    Err(status) => return Some((Err(status), (Stage::Over, requests))),
+                }
+            }
+            Stage::Joined(visit) => visit,
             Stage::Over => return None,
         };
-        match turn(&membership, &mut requests).await {
-            Ok(Some(response)) => Some((Ok(response), (Stage::Joined(membership), requests))),
+        match turn(&visit, &mut requests).await {
+            Ok(Some(response)) => Some((Ok(response), (Stage::Joined(visit), requests))),
             Ok(None) => None,
             Err(status) => Some((Err(status), (Stage::Over, requests))),
         }
@@ -54,23 +76,39 @@ where
 }
 
 enum Stage {
-    Begin(Box<(Arc<Hub>, Caller)>),
-    Joined(Membership),
+    Begin(Box<(Reception, Caller)>),
+    Joined(Visit),
     Over,
+}
+
+/// A client that was let in.
+struct Visit {
+    membership: Membership,
+    /// A machine's registration.
+    attendance: Option<Box<dyn Attendance>>,
+}
+
+impl Visit {
+    async fn withdrawn(&self) {
+        match &self.attendance {
+            Some(attendance) => attendance.withdrawn().await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// Reads the first request, which says who the client is.
 async fn begin<S>(
-    hub: Arc<Hub>,
-    caller: &Caller,
+    reception: Reception,
+    caller: Caller,
     requests: &mut S,
-) -> Result<Option<Membership>, Status>
+) -> Result<Option<Visit>, Status>
 where
     S: Stream<Item = Request> + Unpin,
 {
-    let joined = first(&hub, caller, requests).await;
+    let joined = first(&reception, &caller, requests).await;
     if let Err(status) = &joined {
-        Counters::count(&hub.counters().refused, 1);
+        Counters::count(&reception.hub.counters().refused, 1);
         let Caller {
             namespace,
             service_account,
@@ -82,32 +120,65 @@ where
 }
 
 async fn first<S>(
-    hub: &Arc<Hub>,
+    reception: &Reception,
     caller: &Caller,
     requests: &mut S,
-) -> Result<Option<Membership>, Status>
+) -> Result<Option<Visit>, Status>
 where
     S: Stream<Item = Request> + Unpin,
 {
+    let hub = &reception.hub;
     let permit = hub.starting.acquire().await;
-    let _permit = permit.map_err(|_| Status::unavailable("the server is shutting down"))?;
+    let permit = permit.map_err(|_| Status::unavailable("the server is shutting down"))?;
     let request = timeout(FIRST_REQUEST, requests.next()).await;
     let late = |_| Status::deadline_exceeded("no request came; send one when the stream opens");
     let Some(request) = request.map_err(late)?.transpose()? else {
         return Ok(None);
     };
-    let node = Node::verify(request.node.as_ref(), caller)
-        .map_err(|error| Status::permission_denied(error.to_string()))?;
+    let refused = |error: NodeError| Status::permission_denied(error.to_string());
+    let mut node = Node::verify(request.node.as_ref(), caller).map_err(refused)?;
+    let claim = request.node.as_ref().map_or(Ok(None), Claim::read);
+    let (attendance, _permit) = match claim.map_err(refused)? {
+        Some(claim) => {
+            // The API server is asked, and whoever waits for it must not keep others from starting.
+            drop(permit);
+            let attendance = register(reception, caller, claim).await?;
+            node.name = Arc::from(attendance.name());
+            (Some(attendance), None)
+        }
+        None => (None, Some(permit)),
+    };
     let membership = hub
         .join(node)
         .map_err(|error| Status::resource_exhausted(error.to_string()))?;
     tracing::info!(node = %membership.node().id, "client connected");
-    receive(&membership, request)?;
-    Ok(Some(membership))
+    let visit = Visit {
+        membership,
+        attendance,
+    };
+    receive(&visit, request)?;
+    Ok(Some(visit))
+}
+
+async fn register(
+    reception: &Reception,
+    caller: &Caller,
+    claim: Claim,
+) -> Result<Box<dyn Attendance>, Status> {
+    let machines = reception.machines.as_ref().ok_or_else(|| {
+        Status::unimplemented(
+            "no machines are registered here; connect to the cluster's controller",
+        )
+    })?;
+    let registered = machines.register(caller.clone(), claim).await;
+    registered.map_err(|error| match error {
+        RegistrationError::Refused(_) => Status::permission_denied(error.to_string()),
+        RegistrationError::Unavailable(_) => Status::unavailable(error.to_string()),
+    })
 }
 
 /// The next response. Requests come first, so that what a client has said counts in what it is told.
-async fn turn<S>(membership: &Membership, requests: &mut S) -> Result<Option<Response>, Status>
+async fn turn<S>(visit: &Visit, requests: &mut S) -> Result<Option<Response>, Status>
 where
     S: Stream<Item = Request> + Unpin,
 {
@@ -115,10 +186,13 @@ where
         tokio::select! {
             biased;
             request = requests.next() => match request.transpose()? {
-                Some(request) => receive(membership, request)?,
+                Some(request) => receive(visit, request)?,
                 None => return Ok(None),
             },
-            response = membership.next() => {
+            () = visit.withdrawn() => {
+                return Err(Status::aborted("the registration was withdrawn; connect again to register anew"));
+            }
+            response = visit.membership.next() => {
                 let lagging = |error: super::Lagging| Status::aborted(error.to_string());
                 return response.map(Some).map_err(lagging);
             }
@@ -126,7 +200,14 @@ where
     }
 }
 
-fn receive(membership: &Membership, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+fn receive(visit: &Visit, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+    if let Some(attendance) = &visit.attendance
+        && let Some(health) = Health::of_request(&request)
+    {
+        attendance.report(health);
+        return Ok(());
+    }
+    let membership = &visit.membership;
     let complaint = request
         .error_detail
         .as_ref()

@@ -1,7 +1,8 @@
 //! Where changes of the mesh meet the clients.
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, Once, PoisonError, RwLock, RwLockReadGuard},
     time::{Instant, SystemTime},
 };
 
@@ -15,6 +16,7 @@ use super::{
     counters::Counters,
     frame::Response,
     interests::{Follow, Interests, Topic},
+    kind::Kind,
     node::Node,
     session::{Receipt, Session, Violation},
     shelf::Lagging,
@@ -76,7 +78,10 @@ pub struct Hub {
     clients: Mutex<Clients>,
     limits: Limits,
     counters: Counters,
+    /// Permits to start; none before the first publication. A client that came back to an empty catalog would be
+    /// told that all it has is gone.
     pub(crate) starting: Semaphore,
+    opened: Once,
 }
 
 #[derive(Debug, Default)]
@@ -86,7 +91,7 @@ struct Clients {
 }
 
 impl Hub {
-    /// An empty catalog without clients.
+    /// An empty catalog without clients. Clients wait until something is published, be it empty.
     pub fn new(limits: Limits) -> Arc<Self> {
         Arc::new(Self {
             catalog: RwLock::default(),
@@ -94,7 +99,8 @@ impl Hub {
             clients: Mutex::default(),
             limits,
             counters: Counters::default(),
-            starting: Semaphore::new(limits.starting),
+            starting: Semaphore::new(0),
+            opened: Once::new(),
         })
     }
 
@@ -102,6 +108,8 @@ impl Hub {
     pub fn publish(&self, delta: &Delta) {
         let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
         let changes = catalog.apply(delta, Instant::now());
+        self.opened
+            .call_once(|| self.starting.add_permits(self.limits.starting));
         if changes.is_empty() {
             return;
         }
@@ -119,7 +127,10 @@ impl Hub {
                 client.news.notify_one();
             }
         }
-        for client in self.connected(&interests.audience(&[Topic::All])) {
+        // Each of them would be woken for nothing by changes of the other type: nearly all follow all policies.
+        let kinds: BTreeSet<Kind> = changes.iter().map(|change| change.name.kind()).collect();
+        let topics: Vec<Topic> = kinds.into_iter().map(Topic::All).collect();
+        for client in self.connected(&interests.audience(&topics)) {
             client.news.notify_one();
         }
     }
@@ -134,6 +145,13 @@ impl Hub {
             subscriptions: lock(&client.session).report(&catalog),
         };
         connected.into_iter().map(report).collect()
+    }
+
+    /// Names of the workloads and services that have an address on a network.
+    pub fn holders(&self, network: &str, address: IpAddr) -> Vec<Arc<str>> {
+        let mut found = self.catalog().find(&format!("{network}/{address}"));
+        found.workloads.append(&mut found.services);
+        found.workloads
     }
 
     /// What has been done so far.

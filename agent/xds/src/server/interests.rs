@@ -4,13 +4,13 @@ use std::{
     sync::Arc,
 };
 
-use super::hub::ClientId;
+use super::{hub::ClientId, kind::Kind};
 
 /// What a client can follow.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Topic {
-    /// Everything.
-    All,
+    /// Everything of a type.
+    All(Kind),
     /// A workload or a service by any key: uid, `network/ip`, `network/ip/length` or `namespace/hostname`. A
     /// service's own key covers its workloads too.
     Key(Arc<str>),

@@ -5,7 +5,7 @@ use super::{catalog::Catalog, interests::Topic, shelf::Shelf};
 use crate::wire::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 
 /// The types that are served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// `istio.workload.Address`: workloads and services.
     Address,

@@ -37,6 +37,9 @@ pub enum NodeError {
         "node.id '{0}' is not of the form ztunnel~<address>~<pod>.<namespace>~<domain>; only node proxies are served here"
     )]
     Id(String),
+    /// A machine's address is missing, or none.
+    #[error("INSTANCE_IPS is '{0}'; a machine names its IP address there, with --address")]
+    Address(String),
     /// A text is too long.
     #[error("{0} has {1} bytes; {MAX_BYTES} are allowed")]
     Length(&'static str, usize),
@@ -135,7 +138,10 @@ impl Node {
 }
 
 /// A text of the metadata; empty when it is not there.
-fn text<'a>(metadata: Option<&'a Struct>, key: &'static str) -> Result<&'a str, NodeError> {
+pub(super) fn text<'a>(
+    metadata: Option<&'a Struct>,
+    key: &'static str,
+) -> Result<&'a str, NodeError> {
     let value = metadata.and_then(|metadata| metadata.fields.get(key)?.kind.as_ref());
     match value {
         Some(Value::StringValue(text)) if text.len() > MAX_BYTES => {

@@ -16,9 +16,15 @@ use tonic::{
     server::{Grpc, NamedService, StreamingService},
 };
 use tonic_prost::ProstCodec;
-use undermesh_identity::{Authenticator, Caller, CallerError};
+use undermesh_identity::{Authenticator, Caller, CallerError, PeerCertificate};
 
-use super::{conversation::converse, counters::Counters, frame::Response, hub::Hub};
+use super::{
+    conversation::{Reception, converse},
+    counters::Counters,
+    frame::Response,
+    hub::Hub,
+    machines::Machines,
+};
 use crate::wire::discovery::{
     DeltaDiscoveryRequest, aggregated_discovery_service_server::SERVICE_NAME,
 };
@@ -28,12 +34,16 @@ use crate::wire::discovery::{
 const MAX_REQUEST_BYTES: usize = 32 << 20;
 /// Longest token that is looked at, in bytes.
 const MAX_TOKEN_BYTES: usize = 16 << 10;
+const AUTHORIZATION: &str = "authorization";
 /// The delta variant's method.
 const DELTA: &str = "DeltaAggregatedResources";
 
 /// Serves a hub to node proxies that `authenticator` knows.
 pub fn service(hub: Arc<Hub>, authenticator: Arc<dyn Authenticator>) -> DiscoveryServer {
-    DiscoveryServer { hub, authenticator }
+    DiscoveryServer {
+        reception: hub.into(),
+        authenticator,
+    }
 }
 
 /// `AggregatedDiscoveryService` for tonic's router.
@@ -41,7 +51,7 @@ pub fn service(hub: Arc<Hub>, authenticator: Arc<dyn Authenticator>) -> Discover
 /// The generated server would decode and encode each resource anew for each client, so this one takes its place.
 #[derive(Clone)]
 pub struct DiscoveryServer {
-    hub: Arc<Hub>,
+    reception: Reception,
     authenticator: Arc<dyn Authenticator>,
 }
 
@@ -95,12 +105,13 @@ impl StreamingService<DeltaDiscoveryRequest> for DeltaMethod {
     fn call(&mut self, request: Request<Streaming<DeltaDiscoveryRequest>>) -> Self::Future {
         let server = self.0.clone();
         async move {
-            let (metadata, _, requests) = request.into_parts();
-            let caller = server.authenticate(&metadata).await.inspect_err(|status| {
-                Counters::count(&server.hub.counters().refused, 1);
+            let (metadata, extensions, requests) = request.into_parts();
+            let caller = server.authenticate(&metadata, extensions.get()).await;
+            let caller = caller.inspect_err(|status| {
+                Counters::count(&server.reception.hub.counters().refused, 1);
                 tracing::warn!(reason = status.message(), "call refused");
             })?;
-            let responses = converse(server.hub, caller, requests);
+            let responses = converse(server.reception, caller, requests);
             Ok(tonic::Response::new(
                 Box::pin(responses) as Self::ResponseStream
             ))
@@ -110,15 +121,34 @@ impl StreamingService<DeltaDiscoveryRequest> for DeltaMethod {
 }
 
 impl DiscoveryServer {
-    async fn authenticate(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
+    /// Lets machines register; without this they are refused.
+    #[must_use]
+    pub fn with_machines(mut self, machines: Arc<dyn Machines>) -> Self {
+        self.reception.machines = Some(machines);
+        self
+    }
+
+    /// Who calls. A token counts before a certificate.
+    async fn authenticate(
+        &self,
+        metadata: &MetadataMap,
+        peer: Option<&PeerCertificate>,
+    ) -> Result<Caller, Status> {
         let header = |name| metadata.get(name).and_then(|value| value.to_str().ok());
-        let token = header("authorization").and_then(bearer).ok_or_else(|| {
-            Status::unauthenticated(
-                "there is no token; send the header authorization: Bearer <token>",
-            )
-        })?;
-        let cluster = header("clusterid").unwrap_or_default();
-        let known = self.authenticator.authenticate(token, cluster).await;
+        let known = match peer {
+            Some(PeerCertificate(identity)) if !metadata.contains_key(AUTHORIZATION) => {
+                self.authenticator.certified(identity).await
+            }
+            _ => {
+                let token = header(AUTHORIZATION).and_then(bearer).ok_or_else(|| {
+                    Status::unauthenticated(
+                        "there is no token; send the header authorization: Bearer <token>",
+                    )
+                })?;
+                let cluster = header("clusterid").unwrap_or_default();
+                self.authenticator.authenticate(token, cluster).await
+            }
+        };
         known.map_err(|error| match error {
             CallerError::Invalid(_) => Status::unauthenticated(error.to_string()),
             CallerError::Unavailable(_) => Status::unavailable(error.to_string()),

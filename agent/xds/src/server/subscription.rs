@@ -108,7 +108,7 @@ impl Subscription {
             self.scan(catalog, HashMap::new(), follows);
         }
         if unsubscribes && self.everything.take().is_some() {
-            follows.push(Follow::End(Topic::All));
+            follows.push(Follow::End(Topic::All(self.kind)));
             self.serve_node(catalog, follows);
         }
         self.ask(&wishes.subscribe, catalog, follows)?;
@@ -192,7 +192,7 @@ impl Subscription {
     pub(crate) fn topics(&self) -> Vec<Topic> {
         let keys = self.asked.iter().map(|key| self.kind.topic(key));
         let services = self.services.iter().cloned().map(Topic::Key);
-        let others = [Topic::All, Topic::Node(Arc::clone(&self.node))];
+        let others = [Topic::All(self.kind), Topic::Node(Arc::clone(&self.node))];
         keys.chain(services).chain(others).collect()
     }
 
@@ -209,7 +209,7 @@ impl Subscription {
     ) {
         let shelf = self.kind.shelf(catalog);
         self.everything = Some(Scan::begin(shelf, catalog.revision(), versions));
-        follows.push(Follow::Begin(Topic::All));
+        follows.push(Follow::Begin(Topic::All(self.kind)));
     }
 
     fn ask(
@@ -263,26 +263,37 @@ impl Subscription {
     }
 
     /// A client that came back: what it has counts as asked for (as in istiod), and is left out where it is current.
+    ///
+    /// A workload that comes with a service or with the node needs no name of its own. A thousand clients that come
+    /// back with a thousand workloads each would otherwise leave a million names here.
     fn resume(
         &mut self,
         versions: HashMap<String, String>,
         catalog: &Catalog,
         follows: &mut Vec<Follow>,
     ) -> Result<(), Violation> {
-        let shelf = self.kind.shelf(catalog);
-        let mut current = Vec::new();
-        for (name, version) in &versions {
+        let is_workload = |name: &str| self.kind == Kind::Address && catalog.member(name).is_some();
+        let (workloads, others): (Vec<&String>, Vec<&String>) =
+            versions.keys().partition(|name| is_workload(name));
+        for name in others {
             let key = self.remember(name, follows)?;
             self.answer(&key, catalog, follows);
-            let item = shelf.get(name);
-            if item.is_some_and(|item| item.encoded.is(version)) {
-                current.push(key);
+        }
+        for name in workloads {
+            if !self.covers(&Name::Workload(Arc::from(&**name)), catalog) {
+                let key = self.remember(name, follows)?;
+                self.answer(&key, catalog, follows);
             }
         }
-        for key in current {
-            self.due
-                .remove(&Due::Resource(Name::Workload(Arc::clone(&key))));
-            self.due.remove(&Due::Resource(Name::Service(key)));
+        let shelf = self.kind.shelf(catalog);
+        for (name, version) in &versions {
+            let item = shelf.get(name);
+            if item.is_some_and(|item| item.encoded.is(version)) {
+                let key: Arc<str> = Arc::from(&**name);
+                self.due
+                    .remove(&Due::Resource(Name::Workload(Arc::clone(&key))));
+                self.due.remove(&Due::Resource(Name::Service(key)));
+            }
         }
         Ok(())
     }

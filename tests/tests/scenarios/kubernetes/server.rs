@@ -1,8 +1,10 @@
 //! The API servers of the scenarios: one in the test process, and the real one.
 use std::net::TcpListener;
 
+use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
-use undermesh_kubernetes::testing::ApiServer;
+use undermesh_kubernetes::testing::{ApiServer, istio_definitions};
+use undermesh_tests::agent::poll;
 use undermesh_tests::api::Api;
 use undermesh_tests::apiserver::KubeApiServer;
 use undermesh_tests::{Cluster, Context, Result, Testbed};
@@ -18,6 +20,11 @@ struct Own {
 
 /// A cluster around an API server in the test process, on a host of the fabric.
 pub fn own(bed: &Testbed) -> Result<Cluster<'_>> {
+    own_and_its_inside(bed).map(|(cluster, _)| cluster)
+}
+
+/// Such a cluster, and the server itself, for what no request can do.
+pub fn own_and_its_inside(bed: &Testbed) -> Result<(Cluster<'_>, ApiServer)> {
     let host = bed.outside("control")?;
     let address = host.addresses.v4;
     let listener = host
@@ -47,10 +54,36 @@ pub fn own(bed: &Testbed) -> Result<Cluster<'_>> {
     };
     let kubeconfig = server.kubeconfig();
     let own = Own {
-        _server: server,
+        _server: server.clone(),
         _runtime: runtime,
     };
-    Cluster::new(bed, api, &kubeconfig, Box::new(own))
+    let cluster = Cluster::new(bed, api, &kubeconfig, Box::new(own))?;
+    Ok((cluster, server))
+}
+
+/// A cluster around kube-apiserver with the kinds of Istio.
+pub fn real_with_istio(bed: &Testbed) -> Result<Cluster<'_>> {
+    real_with(bed, istio_definitions())
+}
+
+/// A cluster around kube-apiserver that has these definitions of kinds.
+pub fn real_with(
+    bed: &Testbed,
+    definitions: impl IntoIterator<Item = Value>,
+) -> Result<Cluster<'_>> {
+    let cluster = real(bed)?;
+    for definition in definitions {
+        let applied = cluster.api().apply(&definition)?;
+        let name = applied["metadata"]["name"].as_str().unwrap_or_default();
+        poll(&format!("wait until {name} is served"), || {
+            let found = cluster.api().get("CustomResourceDefinition", "", name)?;
+            let conditions = found["status"]["conditions"].as_array();
+            Ok(conditions.into_iter().flatten().any(|condition| {
+                condition["type"] == "Established" && condition["status"] == "True"
+            }))
+        })?;
+    }
+    Ok(cluster)
 }
 
 /// A cluster around kube-apiserver.

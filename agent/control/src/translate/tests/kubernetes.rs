@@ -105,3 +105,21 @@ fn an_address_in_a_slice_may_be_that_of_others_too() {
     let modes: Vec<NetworkMode> = made.map(|it| it.network_mode).collect();
     assert_eq!(modes, [NetworkMode::HostNetwork, NetworkMode::HostNetwork]);
 }
+
+#[test]
+fn a_machine_gets_traffic_when_it_has_told_that_it_is_well() {
+    let health = |annotations: &str, status: &str| {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: vm, annotations: {{{annotations}}}}}\nspec: {{address: 10.9.0.1}}\n{status}"
+        );
+        cluster(&text).builder.workloads[0].health
+    };
+    let told =
+        |status: &str| format!("status: {{conditions: [{{type: Healthy, status: '{status}'}}]}}\n");
+    let checked = "proxy.istio.io/health-checks-enabled: 'true'";
+    assert_eq!(health("", ""), Health::Healthy);
+    assert_eq!(health(checked, ""), Health::Unhealthy);
+    assert_eq!(health(checked, &told("True")), Health::Healthy);
+    assert_eq!(health(checked, &told("False")), Health::Unhealthy);
+    assert_eq!(health("", &told("False")), Health::Unhealthy);
+}

@@ -147,6 +147,17 @@ fn the_last_version_of_a_rejected_resource_stays_until_a_good_one_comes() {
 }
 
 #[test]
+fn a_resource_with_too_long_a_name_is_rejected_until_it_goes() {
+    let mut session = session(Subscription::Wildcard);
+    let resource = of_workload("1", workload(&"w".repeat(4000), [10, 0, 0, 1]));
+    let name = resource.name.clone();
+    receive(&mut session, addresses("n1", vec![resource]));
+    assert_eq!(session.rejected().count(), 1);
+    receive(&mut session, removal(addresses("n2", vec![]), &[&name]));
+    assert_eq!(session.rejected().count(), 0);
+}
+
+#[test]
 fn a_rejected_resource_without_a_last_version_is_left_out_of_the_versions() {
     let mut session = session(Subscription::Wildcard);
     receive(&mut session, addresses("n", vec![bad("web")]));

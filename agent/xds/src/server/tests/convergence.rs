@@ -262,7 +262,7 @@ impl Client {
             policies: Known::default(),
             asked: BTreeSet::new(),
         };
-        this.connect(hub);
+        this.connect(hub, &Mesh::default());
         this
     }
 
@@ -270,7 +270,7 @@ impl Client {
         ["n0", "", "n1"][self.number]
     }
 
-    fn connect(&mut self, hub: &Arc<Hub>) {
+    fn connect(&mut self, hub: &Arc<Hub>, mesh: &Mesh) {
         self.membership = None;
         let caller = Caller {
             namespace: "istio-system".to_owned(),
@@ -288,13 +288,15 @@ impl Client {
             _ => request(ADDRESS_TYPE, &names, &["*"]),
         };
         first.initial_resource_versions = self.addresses.versions();
-        // What a client has counts as asked for.
+        // What a client has counts as asked for, but for workloads that come with its services and its node.
         if self.number > 0 {
-            let all = (0..PODS)
-                .map(Key::Pod)
-                .chain((0..SERVICES).map(Key::Service));
             let has = |key: &Key| self.addresses.0.contains_key(&key.text());
-            self.asked.extend(all.filter(has));
+            self.asked
+                .extend((0..SERVICES).map(Key::Service).filter(has));
+            let covered = self.wanted(mesh, &BTreeMap::new());
+            let comes_by_itself = |key: &Key| covered.contains(&key.text());
+            let pods = (0..PODS).map(Key::Pod).filter(has);
+            self.asked.extend(pods.filter(|key| !comes_by_itself(key)));
         }
         membership.receive(first).unwrap();
         let mut first = request(AUTHORIZATION_TYPE, &[], &[]);
@@ -409,7 +411,7 @@ proptest! {
                     clients[*client].ask(&[], &[&key.text()]);
                 }
                 Step::Read(client) => drop(clients[*client].read()),
-                Step::Reconnect(client) => clients[*client].connect(&hub),
+                Step::Reconnect(client) => clients[*client].connect(&hub, &mesh),
                 change => {
                     let mut delta = Delta::default();
                     mesh.step(change, &mut delta);

@@ -1,6 +1,7 @@
 //! One client, one situation.
-use std::{sync::Arc, time::Instant};
+use std::{pin::pin, sync::Arc, time::Instant};
 
+use futures::FutureExt;
 use prost::Message;
 use undermesh_identity::Caller;
 use undermesh_model::{Delta, policy::Action};
@@ -413,4 +414,46 @@ fn only_so_many_clients_are_taken() {
     assert!(named("c").is_err());
     drop(one);
     assert!(named("c").is_ok());
+}
+
+#[test]
+fn a_client_that_came_back_keeps_what_comes_with_its_services_without_naming_it() {
+    let (web, cart) = (pod("web", "10.0.0.1", "n2"), pod("cart", "10.0.0.2", "n3"));
+    let first = delta(&[&web, &cart], &[&service("s", "10.96.0.1", &[&web])], &[]);
+    let hub = hub(&first);
+    let client = join(&hub);
+    let mut again = on_demand();
+    again.initial_resource_versions = [WEB, CART, SERVICE]
+        .map(|name| (name.to_owned(), "0".to_owned()))
+        .into();
+    client.receive(again).unwrap();
+    let told = one(&client);
+    assert_eq!(names(&told), [CART, WEB, SERVICE]);
+    // The service, and the workload that is in none of its services.
+    assert_eq!(hub.clients()[0].subscriptions[0].names, 2);
+    hub.publish(&delta(
+        &[&pod("web", "10.0.0.9", "n2")],
+        &[&service("s", "10.96.0.1", &[&web])],
+        &[],
+    ));
+    assert_eq!(names(&one(&client)), [WEB]);
+}
+
+#[test]
+fn a_client_that_wants_single_workloads_only_still_hears_of_every_policy() {
+    let hub = hub(&delta(&[], &[], &[]));
+    let client = join(&hub);
+    for first in [
+        request(ADDRESS_TYPE, &[], &[]),
+        request(AUTHORIZATION_TYPE, &[], &[]),
+    ] {
+        client.receive(first).unwrap();
+    }
+    assert_eq!(all(&client).len(), 2);
+    client.receive(request(ADDRESS_TYPE, &[], &["*"])).unwrap();
+    let mut news = pin!(client.next());
+    assert!(news.as_mut().now_or_never().is_none());
+    hub.publish(&delta(&[], &[], &[&policy("p", Action::Deny)]));
+    let news = news.now_or_never().unwrap().unwrap();
+    assert_eq!(names(&read(&news)), ["shop/p"]);
 }

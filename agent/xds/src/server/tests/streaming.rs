@@ -1,5 +1,5 @@
 //! Real streams: over a socket, slow ones, many at once.
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet, time::timeout};
@@ -9,7 +9,7 @@ use tonic::{
     transport::{Channel, Server},
 };
 use undermesh_identity::{Authenticator, Caller, CallerError};
-use undermesh_model::Workload;
+use undermesh_model::{Delta, Workload};
 
 use crate::{
     server::{
@@ -141,6 +141,7 @@ async fn a_client_over_a_socket_is_told_what_it_asks_for_and_what_changes() {
 #[tokio::test]
 async fn a_stranger_is_not_served() {
     let hub = Hub::new(Limits::default());
+    hub.publish(&Delta::default());
     let address = serve(&hub).await;
     for (token, code) in [("bad", Code::Unauthenticated), ("later", Code::Unavailable)] {
         let refused = call(address, token, on_demand()).await.unwrap_err();
@@ -240,11 +241,36 @@ async fn a_client_that_says_nothing_makes_room_for_others() {
         ..Limits::default()
     };
     let hub = Hub::new(limits);
+    hub.publish(&Delta::default());
     let silent = converse(Arc::clone(&hub), caller("istio-system"), stream::pending());
     let other = told(&hub, request(ADDRESS_TYPE, &[], &[]));
     let (silent, _) = tokio::join!(Box::pin(silent).into_future(), other);
     let refused = silent.0.unwrap().unwrap_err();
     assert_eq!(refused.code(), Code::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn a_client_that_comes_back_to_a_server_that_has_just_started_forgets_nothing() {
+    let web = pod("web", "10.0.0.1", "n2");
+    let published = delta(&[&web], &[], &[]);
+    let before = Hub::new(Limits::default());
+    before.publish(&published);
+    let asking = request(ADDRESS_TYPE, &["/10.0.0.1"], &["*"]);
+    let known = told(&before, asking.clone()).await;
+    assert_eq!(known.names(), [WEB]);
+
+    let started = Hub::new(Limits::default());
+    let again = DeltaDiscoveryRequest {
+        initial_resource_versions: known.versions(),
+        ..asking
+    };
+    let mut answer = pin!(told(&started, again));
+    assert!(answer.as_mut().now_or_never().is_none());
+    started.publish(&published);
+    // Its first answer is empty: nothing is new, and nothing is gone.
+    let answer = timeout(HANGS, answer).await.unwrap();
+    assert_eq!(answer.names(), [""; 0]);
+    assert_eq!(started.counters().read().removals, 0);
 }
 
 #[tokio::test]

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
+use crate::cgroup::Cgroup;
+use crate::{Context, Result};
 use nix::unistd::{SysconfVar, sysconf};
-use undermesh_tests::cgroup::Cgroup;
-use undermesh_tests::{Context, Result};
 
 /// Memory of some processes, in MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -44,6 +44,14 @@ pub fn memory(processes: &BTreeSet<u32>) -> Result<Memory> {
             parse_mebibytes(text, "Pss:")
         })?,
     })
+}
+
+/// The most resident memory that `processes` have used at any time, in MiB.
+///
+/// # Errors
+/// When a process is gone.
+pub fn peak(processes: &BTreeSet<u32>) -> Result<f64> {
+    sum(processes, "status", |text| parse_mebibytes(text, "VmHWM:"))
 }
 
 /// The processes of a cgroup, without those in the cgroups below it.
@@ -90,7 +98,8 @@ fn parse_ticks(stat: &str) -> Option<f64> {
     Some(user + system)
 }
 
-/// A field of `smaps_rollup` (`proc_pid_smaps(5)`), which the kernel gives in KiB.
+/// A field of `smaps_rollup` (`proc_pid_smaps(5)`) or `status` (`proc_pid_status(5)`), which the kernel gives in
+/// KiB.
 fn parse_mebibytes(rollup: &str, field: &str) -> Option<f64> {
     let kibibytes: f64 = find_field(rollup, field)?
         .strip_suffix(" kB")?
@@ -146,6 +155,7 @@ Pss_Dirty:           388 kB
         }
         let memory = memory(&this).unwrap();
         assert!(memory.pss > 0.0 && memory.rss >= memory.pss);
+        assert!(peak(&this).unwrap() > 0.0);
     }
 
     #[test]
