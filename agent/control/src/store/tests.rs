@@ -188,7 +188,7 @@ fn mistakes_in_other_kinds_are_told_with_place_and_remedy() {
         ),
         (
             "a: 1\n---\n\n# broken\nkind: [\n".to_owned(),
-            "Error f.yaml:6: not YAML: did not find expected node content, while parsing a flow node; correct the syntax",
+            "Error f.yaml:5: not YAML: did not find expected node content, while parsing a flow node; correct the syntax",
         ),
         (
             "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web, namespace: shop}\n".to_owned(),
