@@ -1,5 +1,5 @@
 //! The few calls of the Container Runtime Interface (`runtime.v1`) by which kubelet makes and ends sandboxes.
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, path::Path, time::Duration};
 
 use http::uri::PathAndQuery;
 use tonic::{
@@ -58,15 +58,26 @@ struct Id {
 #[derive(Clone, PartialEq, prost::Message)]
 struct Empty {}
 
+/// The time between two questions whether containerd serves. Its word that it is ready comes before that, and nothing
+/// tells of the moment itself.
+const ASK_INTERVAL: Duration = Duration::from_millis(10);
+/// What containerd says of every call until then.
+const STARTING: &str = "not initialized";
+
 /// A client of a container runtime.
 #[derive(Clone)]
 pub struct Runtime(Grpc<Channel>);
 
 impl Runtime {
-    /// Connects to the runtime's socket.
+    /// Connects to the runtime's socket, and waits until the runtime serves.
     pub async fn connect(socket: &Path) -> Self {
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
-        Self(Grpc::new(endpoint.connect().await.unwrap()))
+        let runtime = Self(Grpc::new(endpoint.connect().await.unwrap()));
+        while let Err(status) = runtime.call::<_, Empty>("Status", Empty {}).await {
+            assert!(status.message().contains(STARTING), "{status}");
+            tokio::time::sleep(ASK_INTERVAL).await;
+        }
+        runtime
     }
 
     /// Makes a sandbox, and returns its id once its network stands.
