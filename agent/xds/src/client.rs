@@ -106,12 +106,19 @@ impl Client {
     /// taken up. An [`Update`] with it may still be due.
     pub async fn ready(&self) {
         let mut published = self.shared.published.subscribe();
-        let ready = |_: &u64| {
-            let state = self.shared.state();
-            state.link.restored || state.session.is_complete()
-        };
-        // The sender lives in `self`.
-        drop(published.wait_for(ready).await);
+        // Asked between the changes, never by the channel: it asks under its own lock, and the driver publishes under
+        // the state's.
+        while !self.is_ready() {
+            // The sender lives in `self`.
+            if published.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        let state = self.shared.state();
+        state.link.restored || state.session.is_complete()
     }
 
     /// Says how the application of this machine is: now, and at the start of each stream from now on.

@@ -1,6 +1,7 @@
 //! Tests of the whole client against a server that speaks the protocol over TLS.
-use std::{future::Future, net::SocketAddr, time::Duration};
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
+use futures::FutureExt as _;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
 use tokio::{
@@ -462,4 +463,49 @@ async fn the_token_is_in_no_text() {
     let failed = failure(&client).await;
     assert!(!failed.contains("secret"), "{failed}");
     assert!(!format!("{client:?}").contains("secret"));
+}
+
+/// The driver publishes under the state's lock, so nothing that reads the state may hold the channel's.
+#[test]
+fn readiness_is_asked_for_while_changes_are_published() {
+    const ROUNDS: usize = 20_000;
+    let world = World::new();
+    let client = idle(&world.options("127.0.0.1:1".parse().unwrap(), Subscription::Wildcard));
+    let shared = Arc::clone(&client.shared);
+    let published = in_thread(move || {
+        for _ in 0..ROUNDS {
+            let _state = shared.state();
+            shared.publish();
+        }
+    });
+    let asked = in_thread(move || {
+        for _ in 0..ROUNDS {
+            assert_eq!(client.ready().now_or_never(), None);
+        }
+    });
+    published.recv_timeout(PATIENCE).expect("all is published");
+    asked.recv_timeout(PATIENCE).expect("all is asked");
+}
+
+/// A client that nothing drives.
+fn idle(options: &Options) -> Client {
+    let node_name = Arc::clone(&options.node.name);
+    let session = Session::new(options.wire_node(), node_name, options.subscription);
+    Client {
+        address: Arc::from(options.address.to_string()),
+        shared: Arc::new(Shared::new(session)),
+        interests: None,
+        stop: watch::channel(false).0,
+        ended: watch::channel(()).1,
+    }
+}
+
+/// Runs `work`, and tells when it is done. A thread that is stuck does not hold back the test's end.
+fn in_thread(work: impl FnOnce() + Send + 'static) -> std::sync::mpsc::Receiver<()> {
+    let (done, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        work();
+        let _ = done.send(());
+    });
+    told
 }
