@@ -2,7 +2,6 @@
 
 use std::env;
 use std::ffi::OsStr;
-use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
@@ -316,11 +315,8 @@ impl Node {
     }
 
     fn fetch(&self, port: u16, path: &str) -> Result<Answer> {
-        self.run(|| {
-            let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
-                .context(|| format!("connect to port {port} of {}", self.name()))?;
-            http::get(stream, path)
-        })?
+        let answer = self.run(|| http::get_local(port, path))?;
+        answer.context(|| format!("ask the agent of {}", self.name()))
     }
 
     fn end_agent(&self, signal: Signal) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -152,11 +152,8 @@ impl Controller {
     }
 
     fn get(&self, port: u16, path: &str) -> Result<http::Answer> {
-        self.host.place.run(|| {
-            let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
-                .context(|| format!("connect to port {port} of {}", self.name()))?;
-            http::get(stream, path)
-        })?
+        let answer = self.host.place.run(|| http::get_local(port, path))?;
+        answer.context(|| format!("ask {}", self.name()))
     }
 
     fn slot(&self) -> MutexGuard<'_, Option<Running>> {

@@ -1,11 +1,15 @@
 //! The smallest HTTP client: one `GET` over any stream, for the agent's own endpoints.
 
 use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::time::Duration;
 
 use crate::{Context, Result};
 
 /// The most bytes of an answer that are read.
 const MAX_ANSWER: u64 = 16 << 20;
+/// How long a program may be silent before it counts as stuck.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +18,19 @@ pub struct Answer {
     pub status: u16,
     /// The body.
     pub body: String,
+}
+
+/// Asks a program of this network by its port on loopback.
+///
+/// # Errors
+/// When nobody listens there, or no answer comes.
+pub fn get_local(port: u16, path: &str) -> Result<Answer> {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+        .context(|| format!("connect to port {port}"))?;
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .context(|| format!("bound the wait for GET {path}"))?;
+    get(stream, path)
 }
 
 /// Sends `GET path` as HTTP/1.0, so that the body ends with the connection.
