@@ -108,8 +108,11 @@ pub fn read(body: &[u8]) -> Result<Request, ReviewError> {
 
 /// Decides on a request.
 pub fn decide(request: Request, settings: &Settings) -> Review {
-    let findings = examined(&request).map(|kind| judge(kind, request.object, settings));
-    let (errors, warnings) = findings.unwrap_or_default();
+    let (errors, warnings) = match used(&request.kind) {
+        _ if !is_new(&request) => Default::default(),
+        Some(kind) => judge(kind, request.object, settings),
+        None => (Vec::new(), note(&request.object)),
+    };
     Review {
         api_version: API_VERSION,
         kind: KIND,
@@ -129,15 +132,16 @@ impl Review {
     }
 }
 
-/// The kind of the object, when there is anything to examine: it is new or was changed by a user.
-fn examined(request: &Request) -> Option<Kind> {
+/// Whether there is anything to examine: the object is new or was changed by a user.
+fn is_new(request: &Request) -> bool {
     let is_written = matches!(request.operation.as_str(), "CREATE" | "UPDATE");
     let is_whole = request.sub_resource.is_empty();
     let is_leaving = !request.object["metadata"]["deletionTimestamp"].is_null();
-    if !is_written || !is_whole || is_leaving || is_unchanged(request) {
-        return None;
-    }
-    let wanted = &request.kind;
+    is_written && is_whole && !is_leaving && !is_unchanged(request)
+}
+
+/// The kind of the object, if objects of it are used.
+fn used(wanted: &GroupVersionKind) -> Option<Kind> {
     let mut kinds = Kind::ALL.iter().copied();
     kinds.find(|kind| kind.group() == wanted.group && kind.name() == wanted.kind)
 }
@@ -165,6 +169,20 @@ fn judge(kind: Kind, mut object: Json, settings: &Settings) -> (Vec<Diagnostic>,
     warnings.extend(translated);
     warnings.retain(|finding| finding.severity != Severity::Info);
     (errors, warnings)
+}
+
+/// What the writer of an object of another kind is to know: above all that it has no effect.
+fn note(object: &Json) -> Vec<Diagnostic> {
+    // One that is too large to be read as a person wrote it has no effect either.
+    let Ok(value) = Value::from_json(object) else {
+        return Vec::new();
+    };
+    let decoded = resources::decode(&value, &Origin::Cluster, &Strings::default());
+    match decoded.outcome {
+        Outcome::Noted => decoded.diagnostics(),
+        // A kind that is yet to be learnt of is for the API server to judge.
+        Outcome::Good(_) | Outcome::Bad(_) => Vec::new(),
+    }
 }
 
 /// Takes out the bookkeeping, and gives an object a name that the API server has yet to make up.

@@ -142,6 +142,8 @@ struct Group {
     versions: &'static [&'static str],
     used: &'static [Kind],
     noted: &'static [&'static str],
+    /// Those that would restrict who may connect: whoever writes one must know that it does not.
+    unenforced: &'static [&'static str],
 }
 
 const GROUPS: &[Group] = &[
@@ -163,12 +165,14 @@ const GROUPS: &[Group] = &[
             "Secret",
             "ServiceAccount",
         ],
+        unenforced: &[],
     },
     Group {
         name: "discovery.k8s.io",
         versions: &["v1"],
         used: &[Kind::EndpointSlice],
         noted: &[],
+        unenforced: &[],
     },
     Group {
         name: "networking.istio.io",
@@ -183,12 +187,14 @@ const GROUPS: &[Group] = &[
             "VirtualService",
             "WorkloadGroup",
         ],
+        unenforced: &[],
     },
     Group {
         name: "security.istio.io",
         versions: &["v1", "v1beta1", "v1alpha3"],
         used: &[Kind::PeerAuthentication, Kind::AuthorizationPolicy],
-        noted: &["RequestAuthentication"],
+        noted: &[],
+        unenforced: &["RequestAuthentication"],
     },
     Group {
         name: "gateway.networking.k8s.io",
@@ -204,6 +210,7 @@ const GROUPS: &[Group] = &[
             "TLSRoute",
             "UDPRoute",
         ],
+        unenforced: &[],
     },
 ];
 
@@ -272,6 +279,9 @@ fn classify_in(group: &Group, version: &str, kind: &str) -> Class {
     if group.noted.contains(&kind) {
         return not_used();
     }
+    if group.unenforced.contains(&kind) {
+        return unenforced();
+    }
     refuse_kind(group, kind)
 }
 
@@ -281,6 +291,7 @@ fn refuse_kind(group: &Group, kind: &str) -> Class {
         .iter()
         .map(|used| used.name())
         .chain(group.noted.iter().copied())
+        .chain(group.unenforced.iter().copied())
         .collect();
     let remedy = match (names::nearest(kind, &known), home_of(kind)) {
         (_, Some(home)) => format!("write apiVersion: {}", joined(home.name, home.versions[0])),
@@ -344,6 +355,13 @@ fn not_used() -> Class {
     }
 }
 
+fn unenforced() -> Class {
+    Class::Noted {
+        severity: Severity::Warning,
+        message: "not enforced by the L4 data plane; needs a waypoint".to_owned(),
+    }
+}
+
 fn joined(group: &str, version: &str) -> String {
     if group.is_empty() {
         version.to_owned()
@@ -395,7 +413,6 @@ mod tests {
             ("v1", "ServiceAccount"),
             ("networking.istio.io/v1alpha3", "VirtualService"),
             ("networking.istio.io/v1", "Gateway"),
-            ("security.istio.io/v1beta1", "RequestAuthentication"),
             ("gateway.networking.k8s.io/v1", "HTTPRoute"),
             ("rbac.authorization.k8s.io/v1", "Role"),
         ] {
@@ -405,6 +422,14 @@ mod tests {
                 "{api_version} {kind}"
             );
         }
+    }
+
+    #[test]
+    fn what_would_restrict_and_does_not_is_a_warning() {
+        assert_eq!(
+            classify("security.istio.io/v1beta1", "RequestAuthentication"),
+            unenforced()
+        );
     }
 
     #[test]

@@ -409,8 +409,10 @@ spec:
         requestPrincipals: ["testing@secure.istio.io/testing@secure.istio.io"]
 "#;
     let diagnostics = admit(&mut store, &[("f.yaml", text)]);
-    assert!(
-        diagnostics.iter().all(|it| it.severity == Severity::Info),
+    let severities: Vec<Severity> = diagnostics.iter().map(|it| it.severity).collect();
+    assert_eq!(
+        severities,
+        [Severity::Info, Severity::Info, Severity::Warning],
         "{:#?}",
         written(&diagnostics)
     );

@@ -124,14 +124,35 @@ fn a_bad_object_can_still_be_finalized() {
 }
 
 #[test]
-fn kinds_that_are_not_used_are_let_through() {
-    let service = json!({
+fn kinds_that_are_not_used_are_let_through_with_a_word() {
+    for (api_version, kind, word) in [
+        ("networking.istio.io/v1", "VirtualService", "not used"),
+        (
+            "security.istio.io/v1",
+            "RequestAuthentication",
+            "not enforced",
+        ),
+    ] {
+        let response = created(&json!({
+            "apiVersion": api_version,
+            "kind": kind,
+            "metadata": {"name": "v", "namespace": "shop"},
+            "spec": {"anything": 1},
+        }));
+        assert_eq!(response["allowed"], true);
+        let warning = response["warnings"][0].as_str().unwrap();
+        assert!(warning.contains(word), "{warning}");
+    }
+}
+
+#[test]
+fn kinds_that_are_not_known_are_let_through() {
+    let object = json!({
         "apiVersion": "networking.istio.io/v1",
-        "kind": "VirtualService",
+        "kind": "Novelty",
         "metadata": {"name": "v", "namespace": "shop"},
-        "spec": {"anything": 1},
     });
-    assert_eq!(created(&service), json!({"uid": "u-1", "allowed": true}));
+    assert_eq!(created(&object), json!({"uid": "u-1", "allowed": true}));
 }
 
 #[test]
