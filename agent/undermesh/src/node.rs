@@ -145,10 +145,10 @@ async fn live(options: NodeOptions, output: Output, logging: Logging) -> Result<
         let (pods, client) = (Arc::clone(&agent.pods), client.clone());
         tokio::spawn(Arc::clone(machine).serve(pods, client, first));
     }
-    let roster = Roster::start(&options, &agent.name, Arc::clone(&agent.pods)).await?;
+    let roster = Roster::start(&options, &agent.name, Arc::clone(&agent.pods), &readiness).await?;
     let api = Server(tokio::spawn(serve(api, Arc::new(Api(agent.clone())))).abort_handle());
     starting.done();
-    tracing::info!(version = VERSION, node = %agent.name, pods = agent.pods.len(), "the node is ready");
+    tracing::info!(version = VERSION, node = %agent.name, pods = agent.pods.len(), "the node serves");
 
     stop.wait().await;
     let _stopping = readiness.block("the end");

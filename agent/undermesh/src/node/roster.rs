@@ -18,6 +18,7 @@ use undermesh_cni::{
     server::{Server, ServerError},
 };
 use undermesh_kubernetes::connect::{self, Access, ConnectError};
+use undermesh_telemetry::{Readiness, ReadyGuard};
 
 use super::{enroller::Captor, place, pods::Pods};
 use crate::command::{Absent, NodeOptions};
@@ -79,12 +80,16 @@ struct Plugin {
 impl Roster {
     /// Begins to follow the cluster, if there is one. Call it once the pods of an earlier agent are served.
     ///
+    /// With the plugin, `readiness` waits until that is in the chain: a pod that starts on a ready node is captured from
+    /// its first packet.
+    ///
     /// # Errors
     /// When the cluster cannot be reached as told, or the plugin cannot be installed.
     pub async fn start(
         options: &NodeOptions,
         node: &str,
         pods: Arc<Pods>,
+        readiness: &Readiness,
     ) -> Result<Option<Self>, RosterError> {
         let Some(access) = access(options) else {
             return if options.cluster.cni {
@@ -109,7 +114,10 @@ impl Roster {
         });
         tasks.spawn(async move { controller.run(changes).await });
         let plugin = match options.cluster.cni {
-            true => Some(install(options, socket).await?),
+            true => {
+                let first = readiness.block("the CNI plugin in the node's chain");
+                Some(install(options, socket, first).await?)
+            }
             false => None,
         };
         tracing::info!(
@@ -176,8 +184,12 @@ async fn pass_probes(options: &NodeOptions, pods: &Pods) -> Result<(), RosterErr
 }
 
 /// Puts the plugin into the node's chain, and keeps it there as long as the agent lives; it stays when the agent
-/// goes, so that new pods wait for the next one.
-async fn install(options: &NodeOptions, socket: PathBuf) -> Result<Plugin, RosterError> {
+/// goes, so that new pods wait for the next one. `first` is done when it is there for the first time.
+async fn install(
+    options: &NodeOptions,
+    socket: PathBuf,
+    first: ReadyGuard,
+) -> Result<Plugin, RosterError> {
     let program = env::current_exe().map_err(RosterError::Program)?;
     let cluster = &options.cluster;
     let settings = Settings {
@@ -191,7 +203,14 @@ async fn install(options: &NodeOptions, socket: PathBuf) -> Result<Plugin, Roste
     };
     let installer = Installer::new(settings);
     let kept = installer.clone();
-    let keeper = spawn_blocking(move || Keeper::start(kept, tell)).await??;
+    let mut first = Some(first);
+    let told = move |state| {
+        if matches!(state, Ok(State::Chained(_))) {
+            drop(first.take());
+        }
+        tell(state);
+    };
+    let keeper = spawn_blocking(move || Keeper::start(kept, told)).await??;
     Ok(Plugin {
         installer,
         _keeper: keeper,

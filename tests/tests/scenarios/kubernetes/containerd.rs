@@ -181,9 +181,6 @@ impl Containerd {
     /// # Errors
     /// When no process of the pod runs; a failed fetch is in the output.
     pub fn curl(&self, uid: &str, url: &str) -> Result<Output> {
-        let process = self.process_of(uid).context(|| "find the pod's process")?;
-        let netns = fs::File::open(format!("/proc/{process}/ns/net"))
-            .context(|| "open the pod's namespace")?;
         let arguments = [
             "--silent",
             "--show-error",
@@ -192,9 +189,27 @@ impl Containerd {
             "20",
             url,
         ];
-        let mut command = self.node.command("curl", arguments)?;
+        self.run_within(uid, "curl", &arguments)
+    }
+
+    /// The TCP sockets of a pod's namespace, as `ss` shows them.
+    ///
+    /// # Errors
+    /// When no process of the pod runs, or `ss` fails.
+    pub fn sockets(&self, uid: &str) -> Result<String> {
+        let arguments = ["--tcp", "--all", "--numeric", "--processes"];
+        self.run_within(uid, "ss", &arguments)?.success()
+    }
+
+    /// Runs a program to its end in a pod's namespace, among the node's pods.
+    fn run_within(&self, uid: &str, program: &str, arguments: &[&str]) -> Result<Output> {
+        let process = self.process_of(uid).context(|| "find the pod's process")?;
+        let netns = fs::File::open(format!("/proc/{process}/ns/net"))
+            .context(|| "open the pod's namespace")?;
+        let mut command = self.node.command(program, arguments)?;
         enter_on_exec(&mut command, netns, Some(self.node.pods().processes()?));
-        run_to_end("curl in a container's namespace", &mut command, PATIENCE)
+        let label = format!("{program} in a container's namespace");
+        run_to_end(&label, &mut command, PATIENCE)
     }
 
     fn configure(&self) -> Result<()> {

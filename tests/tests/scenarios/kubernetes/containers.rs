@@ -8,7 +8,7 @@ use undermesh_kubernetes::testing::{ApiServer, Failure};
 use undermesh_tests::agent::{Access, poll};
 use undermesh_tests::cluster::{Cluster, ClusterPod, namespace};
 use undermesh_tests::process::Output;
-use undermesh_tests::{Family, Node, PodSpec, Result, Testbed, apps};
+use undermesh_tests::{Error, Family, Node, PodSpec, Result, Testbed, apps};
 
 use super::containerd::{Containerd, PROGRAMS, plugins};
 use super::{MEMBER, SHOP, server};
@@ -108,7 +108,15 @@ impl<'a> Dock<'a> {
         let identity = self.caller.identity();
         let wanted =
             |access: &Access| self.is_call(access) && access.text("src.identity") == identity;
-        self.nodes[1].wait_access(mark, wanted).map(drop)
+        let called = self.nodes[1].wait_access(mark, wanted).map(drop);
+        called.map_err(|error| {
+            let sockets = self.containerd.sockets(&self.uid);
+            let sockets = sockets.unwrap_or_else(|error| error.to_string());
+            Error::step(
+                "wait for a call of the pod",
+                format!("{error}; its sockets:\n{sockets}"),
+            )
+        })
     }
 
     fn is_call(&self, access: &Access) -> bool {
