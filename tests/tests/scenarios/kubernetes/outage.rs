@@ -45,13 +45,22 @@ fn controller_away(bed: &Testbed) -> Result<()> {
     assert_eq!(town.fetch()?.success()?, "server");
     town.cluster.kill_controller()?;
     for node in &town.nodes {
-        poll("wait until the node has noticed", || {
-            let status = node.json(&["status"])?;
-            Ok(status["source"]["controlPlane"]["connected"] == false)
-        })?;
+        wait_connected(node, false)?;
     }
     assert_eq!(town.fetch()?.success()?, "server");
     Ok(())
+}
+
+/// Waits until the node has noticed that its control plane is there, or is not.
+fn wait_connected(node: &Node, connected: bool) -> Result<()> {
+    let wait = format!(
+        "wait until {} has noticed: connected {connected}",
+        node.name()
+    );
+    poll(&wait, || {
+        let status = node.json(&["status"])?;
+        Ok(status["source"]["controlPlane"]["connected"] == connected)
+    })
 }
 
 fn agent_restarts_alone(bed: &Testbed) -> Result<()> {
@@ -106,6 +115,7 @@ fn away_for_long(bed: &Testbed) -> Result<()> {
         town.cluster.wait_enrolled(&late)?;
         for node in town.nodes.iter().chain([&third]) {
             wait_certificates(node, "valid")?;
+            wait_connected(node, true)?;
         }
         Ok(late)
     })?;
